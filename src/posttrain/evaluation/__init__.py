@@ -1,0 +1,91 @@
+"""evaluation: what completions were worth, measured with honest intervals, compared in pairs, and shown.
+
+Reads scored completions (``CaseRow``), hands on ``EvaluationReport`` and ``Comparison`` records and the page
+that a person reads. Scoring itself belongs to ``rewards``, generation to ``engines``. Names load on first
+use, because the statistics need scipy and the figures matplotlib.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from posttrain.evaluation.figures import Drawing, draw_outcomes, draw_training
+    from posttrain.evaluation.languages import mixes_languages, script_shares
+    from posttrain.evaluation.measures import MEASURES, compare, measure_info, measure_rows
+    from posttrain.evaluation.records import (
+        CaseRow,
+        Comparison,
+        EvaluationReport,
+        Measure,
+        PairedDifference,
+        Slice,
+        dump_case_rows,
+        load_case_rows,
+    )
+    from posttrain.evaluation.report import render_report
+    from posttrain.evaluation.summary import (
+        Completion,
+        Example,
+        ModelRow,
+        ReportData,
+        headline,
+        pick_examples,
+    )
+    from posttrain.evaluation.terminal import render_terminal, render_text
+
+_HOMES = {
+    "figures": ("Drawing", "draw_outcomes", "draw_training"),
+    "languages": ("mixes_languages", "script_shares"),
+    "measures": ("MEASURES", "compare", "measure_info", "measure_rows"),
+    "records": (
+        "CaseRow",
+        "Comparison",
+        "EvaluationReport",
+        "Measure",
+        "PairedDifference",
+        "Slice",
+        "dump_case_rows",
+        "load_case_rows",
+    ),
+    "report": ("render_report",),
+    "summary": ("Completion", "Example", "ModelRow", "ReportData", "headline", "pick_examples"),
+    "terminal": ("render_terminal", "render_text"),
+}
+_MODULE_OF = {name: module for module, names in _HOMES.items() for name in names}
+
+__all__ = [
+    "MEASURES",
+    "CaseRow",
+    "Comparison",
+    "Completion",
+    "Drawing",
+    "EvaluationReport",
+    "Example",
+    "Measure",
+    "ModelRow",
+    "PairedDifference",
+    "ReportData",
+    "Slice",
+    "compare",
+    "draw_outcomes",
+    "draw_training",
+    "dump_case_rows",
+    "headline",
+    "load_case_rows",
+    "measure_info",
+    "measure_rows",
+    "mixes_languages",
+    "pick_examples",
+    "render_report",
+    "render_terminal",
+    "render_text",
+    "script_shares",
+]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _MODULE_OF:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(import_module(f"{__name__}.{_MODULE_OF[name]}"), name)

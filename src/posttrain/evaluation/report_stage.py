@@ -1,0 +1,125 @@
+"""Stage ``report``: evaluations of several models side by side, as one page and one JSON record.
+
+Here: reading evaluation artifacts, pairing each model with the first, rendering. Not here: what the page looks like
+(``report``) or how anything is measured (``measures``).
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from typing import Any
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from posttrain.artifacts.records import Artifact
+from posttrain.artifacts.stage import StageConfig, StageContext, StageResult
+from posttrain.core.canonical import canonical_json
+from posttrain.core.errors import ConfigError
+from posttrain.evaluation.evaluate import CASES_FILE, REPORT_FILE
+
+HTML_FILE = "report.html"
+TEXT_FILE = "report.txt"
+JSON_FILE = "report.json"
+
+
+class Column(BaseModel):
+    """One model of the report."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    evaluation: str
+    """Name under the input ``evaluations``."""
+    label: str
+    """Heading of its column."""
+
+
+class ReportConfig(StageConfig):
+    """Config of the ``report`` stage."""
+
+    title: str
+    recipe: str
+    """Name of the recipe, for the reader."""
+    columns: tuple[Column, ...] = Field(min_length=1)
+    """Models in the order of the table: the base first, the result last."""
+    examples: int = Field(5, ge=0)
+    """Held-out problems shown with every model's completion."""
+    facts: Mapping[str, str] = Field(default_factory=dict)
+    """Further lines for the reader."""
+    reproduce: tuple[str, ...] = ()
+    """Commands that make this report again."""
+
+
+def run_report(config: ReportConfig, inputs: Mapping[str, Artifact], context: StageContext) -> StageResult:
+    """Render. Inputs: ``evaluations.<name>`` (reports), optional ``metrics`` (of the training in between).
+
+    Output: ``report`` with ``report.html`` (self-contained), ``report.txt`` and ``report.json``.
+    """
+    from posttrain.evaluation.measures import compare
+    from posttrain.evaluation.records import EvaluationReport, load_case_rows
+    from posttrain.evaluation.report import ModelRow, ReportData, pick_examples, render_report, render_text
+
+    models, cases = [], {}
+    for column in config.columns:
+        artifact = inputs.get(f"evaluations.{column.evaluation}")
+        if artifact is None:
+            raise ConfigError(
+                f"the report has a column for evaluation {column.evaluation!r}, which is not among its inputs",
+                hint="add it to the stage's `inputs.evaluations`, or remove the column",
+            )
+        models.append(
+            ModelRow(
+                column.label, EvaluationReport.from_json(context.store.read_bytes(artifact, REPORT_FILE))
+            )
+        )
+        cases[column.label] = load_case_rows(context.store.read_bytes(artifact, CASES_FILE))
+    labels = [column.label for column in config.columns]
+    comparisons = [
+        compare(cases[labels[0]], cases[label], before_label=labels[0], after_label=label)
+        for label in labels[1:]
+    ]
+    metrics = read_metrics(context, inputs["metrics"]) if "metrics" in inputs else []
+    data = ReportData(
+        title=config.title,
+        recipe=config.recipe,
+        rows=models,
+        comparison=comparisons[-1] if comparisons else None,
+        more_comparisons=comparisons[:-1],
+        metrics=metrics,
+        examples=pick_examples(cases, count=config.examples) if config.examples else (),
+        facts={**config.facts, **_facts(models[-1].report.sampling, metrics)},
+        digests={
+            "held-out set": models[0].report.suite,
+            **{f"model {row.label}": row.report.model for row in models},
+        },
+        reproduce=config.reproduce,
+    )
+    record = {
+        "schema": 1,
+        "kind": "report",
+        "recipe": config.recipe,
+        "models": [{"label": row.label, "evaluation": row.report.to_json()} for row in models],
+        "comparisons": [comparison.to_json() for comparison in comparisons],
+    }
+    text = render_text(data, examples=False)
+    with context.writer("report", "report", meta={"title": config.title, "columns": labels}) as writer:
+        writer.add_bytes(HTML_FILE, render_report(data).encode())
+        writer.add_bytes(TEXT_FILE, text.encode())
+        writer.add_bytes(JSON_FILE, canonical_json(json.loads(json.dumps(record))))
+        artifact = writer.commit()
+    return StageResult({"report": artifact}, {"text": text})
+
+
+def read_metrics(context: StageContext, artifact: Artifact) -> list[dict[str, Any]]:
+    """Rows of a training stage's metrics table, nulls left out."""
+    import pyarrow.parquet
+
+    table = pyarrow.parquet.read_table(context.store.file(artifact, "metrics.parquet"))
+    return [{k: v for k, v in row.items() if v is not None} for row in table.to_pylist()]
+
+
+def _facts(sampling: Mapping[str, Any], metrics: list[dict[str, Any]]) -> dict[str, str]:
+    facts = {f"evaluation {name.replace('_', ' ')}": str(value) for name, value in sampling.items()}
+    if metrics:
+        facts["optimizer steps"] = str(metrics[-1]["step"])
+    return facts

@@ -1,0 +1,78 @@
+"""pipelines: recipes and the runner that works through them, resumable and cached by content.
+
+A recipe (YAML, or a mapping made by a Python function) is read, resolved against the stage registry into one
+canonical JSON, and run stage by stage. Names are resolved when first used, so that importing this room loads
+nothing.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from posttrain.pipelines.codeversion import CodeClosure, code_closure, code_version
+    from posttrain.pipelines.doctor import Check, examine
+    from posttrain.pipelines.overrides import apply_overrides
+    from posttrain.pipelines.plan import PlannedStage, existing_home, lookup_in, plan_recipe
+    from posttrain.pipelines.recipe import Recipe, RecipeSource, read_recipe, shipped_recipes
+    from posttrain.pipelines.records import RunOutcome, StageOutcome
+    from posttrain.pipelines.registry import STAGES
+    from posttrain.pipelines.resolve import ResolvedRecipe, ResolvedStage, resolve_recipe
+    from posttrain.pipelines.runner import resume_run, run_recipe
+    from posttrain.pipelines.runs import find_run, latest_unfinished, read_events, remove_run, run_status
+    from posttrain.pipelines.show import describe, list_recipes, list_runs
+
+__all__ = [
+    "STAGES",
+    "Check",
+    "CodeClosure",
+    "PlannedStage",
+    "Recipe",
+    "RecipeSource",
+    "ResolvedRecipe",
+    "ResolvedStage",
+    "RunOutcome",
+    "StageOutcome",
+    "apply_overrides",
+    "code_closure",
+    "code_version",
+    "describe",
+    "examine",
+    "existing_home",
+    "find_run",
+    "latest_unfinished",
+    "list_recipes",
+    "list_runs",
+    "lookup_in",
+    "plan_recipe",
+    "read_events",
+    "read_recipe",
+    "remove_run",
+    "resolve_recipe",
+    "resume_run",
+    "run_recipe",
+    "run_status",
+    "shipped_recipes",
+]
+
+_HOMES = {
+    "codeversion": ("CodeClosure", "code_closure", "code_version"),
+    "doctor": ("Check", "examine"),
+    "overrides": ("apply_overrides",),
+    "plan": ("PlannedStage", "existing_home", "lookup_in", "plan_recipe"),
+    "recipe": ("Recipe", "RecipeSource", "read_recipe", "shipped_recipes"),
+    "records": ("RunOutcome", "StageOutcome"),
+    "registry": ("STAGES",),
+    "resolve": ("ResolvedRecipe", "ResolvedStage", "resolve_recipe"),
+    "runner": ("resume_run", "run_recipe"),
+    "runs": ("find_run", "latest_unfinished", "read_events", "remove_run", "run_status"),
+    "show": ("describe", "list_recipes", "list_runs"),
+}
+_MODULE_OF = {name: module for module, names in _HOMES.items() for name in names}
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _MODULE_OF:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(importlib.import_module(f"{__name__}.{_MODULE_OF[name]}"), name)

@@ -1,0 +1,141 @@
+"""The stage kinds that recipes may use.
+
+Here: one explicit table, and loading what its ``module:name`` strings name. Not here: any stage. To add a
+stage kind: write its file, then one ``StageSpec`` below; ``tests/pipelines/test_stage_registry.py`` checks
+every entry.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from importlib import import_module
+from types import MappingProxyType
+from typing import Any, Protocol, cast
+
+from posttrain.artifacts.records import Artifact
+from posttrain.artifacts.stage import StageConfig, StageContext, StageResult, StageSpec
+from posttrain.core.errors import MissingDependencyError
+
+_SPECS: tuple[StageSpec, ...] = (
+    StageSpec(
+        kind="prompts",
+        summary="prompts with ground truth, split into training and held-out, frozen and checked",
+        config="posttrain.data.prompt_sources:PromptsConfig",
+        run="posttrain.data.prompt_sources:run_prompts",
+        inputs={},
+        outputs={"train": "dataset", "heldout": "dataset"},
+    ),
+    StageSpec(
+        kind="pretrain_tiny",
+        summary="a base model of a few million parameters, from scratch",
+        config="posttrain.training.pretrain_tiny:PretrainTinyConfig",
+        run="posttrain.training.pretrain_tiny:run_pretrain_tiny",
+        inputs={},
+        outputs={"model": "model", "metrics": "metrics", "samples": "samples", "figures": "figures"},
+    ),
+    StageSpec(
+        kind="import_model",
+        summary="a model from a folder, a GGUF file, a package or the hub, as a trainable checkpoint",
+        config="posttrain.training.import_model:ImportModelConfig",
+        run="posttrain.training.import_model:run_import_model",
+        inputs={},
+        outputs={"model": "model"},
+    ),
+    StageSpec(
+        kind="grpo",
+        summary="reinforcement learning against verifiers",
+        config="posttrain.training.grpo:GrpoConfig",
+        run="posttrain.training.grpo:run_grpo",
+        inputs={"model": "model", "prompts": "dataset", "heldout?": "dataset"},
+        outputs={"model": "model", "metrics": "metrics", "samples": "samples", "figures": "figures"},
+    ),
+    StageSpec(
+        kind="evaluate",
+        summary="accuracy, format and language on held-out prompts, with exact intervals",
+        config="posttrain.evaluation.evaluate:EvaluateConfig",
+        run="posttrain.evaluation.evaluate:run_evaluate",
+        inputs={"model": "model", "prompts": "dataset"},
+        outputs={"report": "report"},
+    ),
+    StageSpec(
+        kind="report",
+        summary="models side by side: one page, one record",
+        config="posttrain.evaluation.report_stage:ReportConfig",
+        run="posttrain.evaluation.report_stage:run_report",
+        inputs={"evaluations*": "report", "metrics?": "metrics"},
+        outputs={"report": "report"},
+    ),
+    StageSpec(
+        kind="export_gguf",
+        summary="a model as one GGUF file, which llama.cpp loads",
+        config="posttrain.training.export_gguf:ExportGgufConfig",
+        run="posttrain.training.export_gguf:run_export_gguf",
+        inputs={"model": "model"},
+        outputs={"model": "gguf"},
+    ),
+)
+
+STAGES: Mapping[str, StageSpec] = MappingProxyType({spec.kind: spec for spec in _SPECS})
+"""Stage kind to its declaration."""
+
+EXTRA_OF_MODULE: Mapping[str, str] = MappingProxyType(
+    {
+        **dict.fromkeys(
+            (
+                "accelerate",
+                "datasets",
+                "jinja2",
+                "math_verify",
+                "matplotlib",
+                "numpy",
+                "peft",
+                "pyarrow",
+                "reasoning_gym",
+                "safetensors",
+                "scipy",
+                "tokenizers",
+                "torch",
+                "transformers",
+                "trl",
+            ),
+            "train",
+        ),
+        "gguf": "gguf",
+        "xllamacpp": "gguf",
+        "psycopg": "postgres",
+    }
+)
+"""Top-level module of an optional dependency to the extra of posttrain that installs it."""
+
+
+class StageFunction(Protocol):
+    """What ``StageSpec.run`` names."""
+
+    def __call__(
+        self, config: Any, inputs: Mapping[str, Artifact], context: StageContext, /
+    ) -> StageResult: ...
+
+
+def config_class(spec: StageSpec) -> type[StageConfig]:
+    """The configuration class of a stage kind; imports its module, which is torch-free."""
+    return cast(type[StageConfig], _load(spec.config))
+
+
+def stage_function(spec: StageSpec) -> StageFunction:
+    """The function that runs a stage kind; imports its module."""
+    return cast(StageFunction, _load(spec.run))
+
+
+def missing_dependency(error: ModuleNotFoundError) -> MissingDependencyError | None:
+    """What to install where ``error`` is about an optional dependency; None where it is about anything
+    else."""
+    module = (error.name or "").partition(".")[0]
+    extra = EXTRA_OF_MODULE.get(module)
+    if extra is None:
+        return None
+    return MissingDependencyError(f"{module} is not installed", hint=f"pip install 'posttrain[{extra}]'")
+
+
+def _load(reference: str) -> Any:
+    module, _, name = reference.partition(":")
+    return getattr(import_module(module), name)
