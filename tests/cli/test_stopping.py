@@ -120,10 +120,11 @@ def test_kills_at_random_times(tmp_path: Path, recipe: Path, expected: dict[str,
         time.sleep(dice.uniform(0.0, 0.5))
         process.kill()
         process.communicate()
-        assert process.returncode == -signal.SIGKILL
+        assert process.returncode in (0, -signal.SIGKILL)  # 0: on a slow machine it may have finished before
         status = json.loads(command("runs", "--json", "--home", home).out)[0]["status"]
-        if status == "finished":  # killed between its last record and its exit
+        if status == "finished":  # before the kill, or killed between its last record and its exit
             break
+        assert process.returncode == -signal.SIGKILL
         assert status == "interrupted"
         arguments = ["run", "--resume"]
     else:
