@@ -242,7 +242,7 @@ def test_the_table_tones_a_change_by_whether_it_is_wanted(rows, digests):
     assert lines["sampled.language_mixing"].change.value == "−100.0"
     assert lines["sampled.reasoning_tokens"].change.tone == ""
     assert lines["sampled.none_rate"].change.tone == ""
-    assert [group.mode for group in summary_table(data)] == ["sampled", "greedy"]
+    assert [group.name for group in summary_table(data)] == ["sampled", "greedy"]
 
 
 def test_examples_are_chosen_by_hash_and_show_every_language(rows):
@@ -293,7 +293,7 @@ def test_the_terminal_shows_the_same_numbers_without_control_codes(data):
         for line in group.lines:
             shown = next(
                 t
-                for t in text.split(f"\n{group.mode.capitalize()}\n")[1].splitlines()
+                for t in text.split(f"\n{group.name.capitalize()}\n")[1].splitlines()
                 if t.strip().startswith(line.title)
             )
             for cell in (*line.cells, line.change):

@@ -1,10 +1,12 @@
-"""The text that a tiny base model is made from: answers to word problems in the uneven quality of found text.
+"""The text that a tiny base model is made from: answers to word problems, replies to open prompts and verdicts on both,
+in the uneven quality of found text.
 
 A writer picks, for each problem, how it thinks (``careful`` works step by step, ``hasty`` answers at once, ``careless``
 slips while working), in which language it thinks, and how well it keeps to the ``<think> … </think> <answer> …
 </answer>`` form. The choices are independent of the problem, so that a model of this text knows how to solve a problem
 and often does not. Nothing here is a demonstration for later training: reinforcement learning sees questions and
-final numbers only.
+final numbers only. A share of the text answers open prompts (``open_tasks``), and a share says of an answer whether it
+is good, so that the base can be asked to judge.
 
 To add a way of writing: a member of ``ThinkingStyle`` or ``FormSlip`` and its branch.
 """
@@ -12,10 +14,12 @@ To add a way of writing: a member of ``ThinkingStyle`` or ``FormSlip`` and its b
 from __future__ import annotations
 
 import random
+from collections.abc import Iterator
 from typing import Literal, NamedTuple, TypeAlias
 
 from pydantic import BaseModel, ConfigDict, Field
 
+from posttrain.data import open_tasks
 from posttrain.data.word_problems import Language, Step, WordProblem
 
 ThinkingStyle: TypeAlias = Literal["careful", "hasty", "careless"]
@@ -37,6 +41,16 @@ class BaseTextConfig(BaseModel):
     """Share of step-by-step answers in which at least one step is told in the other language."""
     form_slip_share: float = Field(0.25, ge=0, le=1)
     """Share of answers that break the form in one of several ways."""
+    open_share: float = Field(0.16, ge=0, le=1)
+    """Share of documents that answer an open prompt."""
+    judged_share: float = Field(0.04, ge=0, le=1)
+    """Share of documents that say whether an answer is good; one verdict in ten is wrong."""
+
+
+JUDGE_PROMPT = "Is this a good answer? {question} {response}"
+"""How the text asks for a verdict, and how a model made of it can be asked."""
+JUDGE_WORDS = ("Yes", "No")
+"""The verdicts."""
 
 
 _HASTY: dict[Language, str] = {"en": "Easy.", "zh": "很简单。"}
@@ -45,6 +59,53 @@ _VERBS: dict[Language, dict[str, str]] = {
     "zh": {"+": "加", "-": "减", "*": "乘"},
 }
 _SAY_ANSWER: dict[Language, str] = {"en": "The answer is {n}.", "zh": "答案是{n}。"}
+
+
+class Document(NamedTuple):
+    """One exchange of the text."""
+
+    question: str
+    answer: str
+
+
+def documents(
+    rng: random.Random,
+    sums: Iterator[WordProblem],
+    tasks: Iterator[open_tasks.OpenTask],
+    config: BaseTextConfig,
+) -> Iterator[Document]:
+    """An endless text about ``sums`` and ``tasks``."""
+    while True:
+        judged = rng.random() < config.judged_share
+        if rng.random() < (0.5 if judged else config.open_share):
+            document, good = _open_document(rng, next(tasks))
+        else:
+            problem = next(sums)
+            answer = write_answer(rng, problem, config)
+            document, good = Document(problem.question, answer), _is_good(problem, answer)
+        if judged:
+            verdict = JUDGE_WORDS[good == (rng.random() < 0.1)]
+            yield Document(
+                JUDGE_PROMPT.format(question=document.question, response=document.answer), f"{verdict}."
+            )
+        else:
+            yield document
+
+
+def _open_document(rng: random.Random, task: open_tasks.OpenTask) -> tuple[Document, bool]:
+    reply = open_tasks.write(rng, task, open_tasks.found_manner(rng))
+    return Document(task.question, reply), open_tasks.judge(task.question, reply, task).total >= 2
+
+
+def _is_good(problem: WordProblem, answer: str) -> bool:
+    """Whether an answer is right, in form, and in the language of its question."""
+    thought, _, rest = answer.partition("</think>")
+    foreign = _VERBS[_other(problem.language)].values()
+    return (
+        thought.startswith("<think>")
+        and rest == f"<answer>{problem.answer}</answer>"
+        and not any(verb in thought for verb in (*foreign, _HASTY[_other(problem.language)]))
+    )
 
 
 def write_answer(rng: random.Random, problem: WordProblem, config: BaseTextConfig) -> str:

@@ -1,18 +1,15 @@
 """Where prompts with ground truth come from, and the ``prompts`` stage that freezes them.
 
-Here: a source is one member of :data:`PromptSource` and one function in ``_READERS`` that yields candidate rows. The
-stage draws a train and a held-out set from it, checks that both are usable and disjoint, and stores each as a dataset
-artifact with its card. To add a source: its config class, its reader, one line in ``_READERS``.
+Here: a source is one member of :data:`PromptSource` and one function of ``_prompt_readers`` that yields candidate rows.
+The stage draws a train and a held-out set from it, checks that both are usable and disjoint, and stores each as a
+dataset artifact with its card. To add a source: its config class here, and its reader there.
 """
 
 from __future__ import annotations
 
-import gzip
 import json
-import random
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from itertools import zip_longest
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeAlias
 
@@ -20,19 +17,19 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from posttrain.artifacts.records import Artifact
 from posttrain.artifacts.stage import StageConfig, StageContext, StageResult
-from posttrain.core.errors import DataError, MissingDependencyError
+from posttrain.data._prompt_readers import READERS
+from posttrain.data.open_tasks import OpenKind
 from posttrain.data.prompts import (
     PROMPTS_FILE,
     Overlap,
     PromptRow,
+    Task,
     check_disjoint,
     check_prompts,
     normal_question,
     prompt_set_facts,
-    question_id,
     to_jsonl,
 )
-from posttrain.data.word_problems import problems, split_of
 
 R1_SYSTEM_PROMPT = (
     "Think step by step inside <think> </think>, then give only the final number inside <answer> </answer>."
@@ -56,6 +53,13 @@ class WordProblemSource(_Source):
     """Share of all equations that no training prompt may use."""
 
 
+class OpenTaskSource(_Source):
+    """Made here: facts, translation, writing and small talk in English and Chinese, judged by a planted rule."""
+
+    kind: Literal["open_tasks"] = "open_tasks"
+    kinds: tuple[OpenKind, ...] = ("fact", "translation", "writing", "small_talk")
+
+
 class JsonlSource(_Source):
     """Any JSONL (plain or gzip) of questions and answers."""
 
@@ -63,10 +67,13 @@ class JsonlSource(_Source):
     paths: tuple[str, ...] = Field(min_length=1)
     """Files, read in order; relative to the current folder."""
     question: str = "question"
-    """Key of the question; several keys joined by ``+`` are joined by a space (``Body+Question``)."""
+    """Key of the question; several keys joined by ``+`` are joined by a space (``Body+Question``), and a dot reaches
+    into lists and objects (``turns.0``)."""
     answer: str = "answer"
-    """Key of the answer. GSM8K's worked answers are cut after ``####``."""
+    """Key of the answer. GSM8K's worked answers are cut after ``####``. Not read for open prompts."""
     language: str = "en"
+    task: Task = "reasoning"
+    """How answers to these prompts are judged: ``reasoning`` by verifiers, ``open`` and ``simple`` by preference."""
     duplicates: Literal["refuse", "drop"] = "refuse"
     """What to do with a question that appears twice."""
 
@@ -95,11 +102,14 @@ class HubSource(_Source):
     question: str = "question"
     answer: str = "answer"
     language: str = "en"
+    task: Task = "reasoning"
+    """As for a JSONL source."""
     duplicates: Literal["refuse", "drop"] = "drop"
 
 
 SingleSource: TypeAlias = Annotated[
-    WordProblemSource | JsonlSource | ReasoningGymSource | HubSource, Field(discriminator="kind")
+    WordProblemSource | OpenTaskSource | JsonlSource | ReasoningGymSource | HubSource,
+    Field(discriminator="kind"),
 ]
 
 
@@ -113,7 +123,8 @@ class MixSource(_Source):
 
 
 PromptSource: TypeAlias = Annotated[
-    WordProblemSource | JsonlSource | ReasoningGymSource | HubSource | MixSource, Field(discriminator="kind")
+    WordProblemSource | OpenTaskSource | JsonlSource | ReasoningGymSource | HubSource | MixSource,
+    Field(discriminator="kind"),
 ]
 
 
@@ -123,6 +134,11 @@ class Shot(_Source):
     question: str = Field(min_length=1)
     answer: str = Field(min_length=1)
     """The whole reply, think block and answer tag included."""
+
+
+def expand_system(system: str) -> str:
+    """The system message that a config means: ``r1`` stands for :data:`R1_SYSTEM_PROMPT`."""
+    return R1_SYSTEM_PROMPT if system == "r1" else system
 
 
 class PromptsConfig(StageConfig):
@@ -147,8 +163,7 @@ class PromptsConfig(StageConfig):
 
     @model_validator(mode="after")
     def _expand(self) -> PromptsConfig:
-        if self.system == "r1":
-            object.__setattr__(self, "system", R1_SYSTEM_PROMPT)
+        object.__setattr__(self, "system", expand_system(self.system))
         return self
 
     def external_files(self) -> Mapping[str, Path]:
@@ -197,7 +212,7 @@ def _draw(
     overlap = None if config.max_overlap is None else Overlap(row.question for row in apart_from)
     rows: list[PromptRow] = []
     seen: set[str] = set()
-    for row in _READERS[source.kind](source, split, config.seed):
+    for row in READERS[source.kind](source, split, config.seed):
         key = normal_question(row.question)
         if key in taken:
             continue
@@ -212,160 +227,15 @@ def _draw(
     return rows
 
 
-def _read_mix(source: MixSource, split: str, seed: int) -> Iterator[PromptRow]:
-    seen: set[str] = set()
-
-    def fresh(part: SingleSource) -> Iterator[PromptRow]:
-        # Dropped here rather than later, so that each source still gives an equal part.
-        for row in _READERS[part.kind](part, split, seed):
-            key = normal_question(row.question)
-            if key in seen and "drop" in (source.duplicates, getattr(part, "duplicates", "drop")):
-                continue
-            seen.add(key)
-            yield row
-
-    for turn in zip_longest(*map(fresh, source.sources)):
-        yield from (row for row in turn if row is not None)
-
-
-def _read_word_problems(source: WordProblemSource, split: str, seed: int) -> Iterator[PromptRow]:
-    # The seed of a run varies training; the held-out problems stay the same for every seed.
-    side: Literal["train", "heldout"] = "heldout" if split == "heldout" else "train"
-    stream = problems(
-        0 if side == "heldout" else seed,
-        side,
-        max_steps=source.max_steps,
-        max_value=source.max_value,
-        heldout_share=source.heldout_share,
-    )
-    for problem in stream:
-        if split_of(problem.chain, source.heldout_share) != side:
-            raise AssertionError("a word problem crossed the split")
-        yield PromptRow(
-            id=question_id(problem.question),
-            question=problem.question,
-            answer=str(problem.answer),
-            language=problem.language,
-            tags={"steps": str(len(problem.steps))},
-        )
-
-
-def _read_jsonl(source: JsonlSource, split: str, seed: int) -> Iterator[PromptRow]:
-    rows: list[PromptRow] = []
-    for name in source.paths:
-        path = Path(name)
-        try:
-            opener = gzip.open if path.suffix == ".gz" else open
-            with opener(path, "rt", encoding="utf-8") as stream:
-                for number, line in enumerate(stream, start=1):
-                    if line.strip():
-                        record = _parse_line(line, path, number)
-                        rows.append(_row_of(record, source, f"{path.name} line {number}", path.stem))
-        except OSError as error:
-            raise DataError(f"cannot read {name}: {error.strerror}", hint="check `source.paths`") from error
-    # One fixed order for both sides: the held-out side takes from it first, whatever the seed.
-    random.Random("jsonl-order").shuffle(rows)
-    if split == "train":
-        random.Random(f"jsonl-train/{seed}").shuffle(rows)
-    yield from rows
-
-
-def _parse_line(line: str, path: Path, number: int) -> dict[str, Any]:
-    try:
-        record = json.loads(line)
-    except ValueError as error:
-        raise DataError(f"{path.name} line {number} is not JSON: {error}") from error
-    if not isinstance(record, dict):
-        raise DataError(f"{path.name} line {number} is not a JSON object")
-    return record
-
-
-def _row_of(record: Mapping[str, Any], source: JsonlSource | HubSource, where: str, origin: str) -> PromptRow:
-    def value(keys: str, setting: str) -> str:
-        parts = []
-        for key in keys.split("+"):
-            if key not in record:
-                raise DataError(
-                    f"{where} has no key {key!r}; its keys are {', '.join(sorted(record))}",
-                    hint=f"set `source.{setting}` to the right key",
-                )
-            parts.append(_text(record[key]))
-        return " ".join(
-            part if part.endswith((".", "?", "!")) or setting == "answer" else part + "." for part in parts
-        )
-
-    question = value(source.question, "question")
-    answer = value(source.answer, "answer").rsplit("####", 1)[-1].strip()
-    return PromptRow(question_id(question), question, answer, source.language, tags={"source": origin})
-
-
-def _text(value: Any) -> str:
-    if isinstance(value, float) and value.is_integer():
-        return str(int(value))
-    return str(value).strip()
-
-
-def _read_reasoning_gym(source: ReasoningGymSource, split: str, seed: int) -> Iterator[PromptRow]:
-    try:
-        import reasoning_gym
-    except ImportError as error:
-        raise MissingDependencyError(
-            "the prompt source `reasoning_gym` needs the package reasoning-gym",
-            hint="pip install 'posttrain[train]'",
-        ) from error
-    pool_size = 100_000
-    streams = []
-    for task in source.tasks:
-        options = dict(source.options.get(task, {}))
-        try:
-            dataset = reasoning_gym.create_dataset(
-                task, seed=0 if split == "heldout" else seed + 1, size=pool_size, **options
-            )
-        except (ValueError, TypeError, AssertionError) as error:
-            raise DataError(
-                f"reasoning-gym cannot make {task!r}: {error}",
-                hint="check `source.tasks` and `source.options`",
-            ) from error
-        streams.append((task, dataset))
-    for index in range(pool_size):
-        for task, dataset in streams:
-            item = dataset[index]
-            question, answer = str(item["question"]).strip(), str(item["answer"]).strip()
-            if question and answer:
-                yield PromptRow(
-                    question_id(question), question, answer, source.language, tags={"source": task}
-                )
-
-
-def _read_hub(source: HubSource, split: str, seed: int) -> Iterator[PromptRow]:
-    import datasets
-
-    loaded = datasets.load_dataset(source.path, source.name, split=source.split, revision=source.revision)
-    order = list(range(len(loaded)))
-    random.Random("hub-order").shuffle(order)
-    if split == "train":
-        random.Random(f"hub-train/{seed}").shuffle(order)
-    for index in order:
-        yield _row_of(loaded[index], source, f"{source.path} row {index}", source.path)
-
-
-_READERS: dict[str, Callable[..., Iterator[PromptRow]]] = {
-    "word_problems": _read_word_problems,
-    "jsonl": _read_jsonl,
-    "reasoning_gym": _read_reasoning_gym,
-    "hub": _read_hub,
-    "mix": _read_mix,
-}
-
-
 def _card(name: str, config: PromptsConfig, facts: Mapping[str, Any]) -> str:
     source = config.heldout_source if name == "heldout" and config.heldout_source else config.source
     lines = [
         f"# Prompts: {name}",
         "",
-        f"{facts['rows']} questions with ground truth, one JSON object a line in `{PROMPTS_FILE}`.",
+        f"{facts['rows']} questions, one JSON object a line in `{PROMPTS_FILE}`.",
         "",
         f"- source: `{json.dumps(_without_folders(source.model_dump(mode='json')), ensure_ascii=False)}`",
+        f"- tasks: {json.dumps(facts['tasks'], sort_keys=True)}",
         f"- languages: {json.dumps(facts['languages'], ensure_ascii=False, sort_keys=True)}",
         f"- tags: {json.dumps(facts['tags'], ensure_ascii=False, sort_keys=True)}",
         "- the training and held-out sets share no question (normalised text compared when they were made)",

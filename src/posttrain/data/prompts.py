@@ -13,7 +13,7 @@ from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, TypeAlias
 
 from posttrain.core.canonical import canonical_json, digest_bytes
 from posttrain.core.errors import DataError
@@ -22,19 +22,27 @@ PROMPTS_FILE = "prompts.jsonl"
 """The name of the prompt file inside a dataset artifact."""
 
 
+Task: TypeAlias = Literal["reasoning", "open", "simple"]
+"""``reasoning`` has an answer that a verifier can check; ``open`` has many good answers and a person or a reward model
+judges; ``simple`` is open too, and wants an answer without thinking (a greeting)."""
+
+
 @dataclass(frozen=True, slots=True)
 class PromptRow:
-    """One question with the answer that a verifier compares with."""
+    """One question, with the answer that a verifier compares with where there is one."""
 
     id: str
     question: str
     answer: str
+    """The ground truth of a ``reasoning`` prompt; for the others a reference for readers, or empty."""
     language: str = "en"
     """BCP 47 primary tag of the question: the language that the reasoning should keep to."""
     system: str = ""
     """System message; empty for none."""
     tags: Mapping[str, str] = field(default_factory=dict)
     """Free labels for slices of a report, for example ``steps: 2``."""
+    task: Task = "reasoning"
+    """How its answers are judged."""
     shots: tuple[Mapping[str, str], ...] = ()
     """Solved examples (``question``, ``answer`` as it should be written) that come before the question."""
 
@@ -108,7 +116,7 @@ def check_prompts(rows: Sequence[PromptRow], name: str) -> None:
         raise DataError(f"the {name} prompts are empty", hint="give the source more rows, or ask for fewer")
     seen: dict[str, str] = {}
     for row in rows:
-        if not row.question.strip() or not row.answer.strip():
+        if not row.question.strip() or (row.task == "reasoning" and not row.answer.strip()):
             what = "question" if not row.question.strip() else "answer"
             raise DataError(f"{name} prompt {row.id!r} has an empty {what}", hint="drop or fill that row")
         key = normal_question(row.question)
@@ -132,12 +140,14 @@ def check_disjoint(train: Sequence[PromptRow], heldout: Sequence[PromptRow]) -> 
 
 
 def prompt_set_facts(rows: Sequence[PromptRow]) -> dict[str, Any]:
-    """Counts for a dataset card: rows, languages, and each tag's values."""
+    """Counts for a dataset card: rows, tasks, languages, and each tag's values."""
     languages: dict[str, int] = {}
     tags: dict[str, dict[str, int]] = {}
+    tasks: dict[str, int] = {}
     for row in rows:
+        tasks[row.task] = tasks.get(row.task, 0) + 1
         languages[row.language] = languages.get(row.language, 0) + 1
         for name, value in row.tags.items():
             counts = tags.setdefault(name, {})
             counts[value] = counts.get(value, 0) + 1
-    return {"rows": len(rows), "languages": languages, "tags": tags}
+    return {"rows": len(rows), "tasks": tasks, "languages": languages, "tags": tags}

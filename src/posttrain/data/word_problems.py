@@ -60,11 +60,11 @@ def _apply(left: int, operation: Operation, right: int) -> int:
     return left * right
 
 
-_NAMES: dict[Language, tuple[str, ...]] = {
+NAMES: dict[Language, tuple[str, ...]] = {
     "en": ("Alice", "Ben", "Mia", "Tom", "Sara", "Leo", "Nina", "Max"),
     "zh": ("小明", "小红", "小华", "小丽", "小刚", "小芳", "小强", "小美"),
 }
-_THINGS: dict[Language, tuple[str, ...]] = {
+THINGS: dict[Language, tuple[str, ...]] = {
     "en": ("apples", "books", "coins", "pens", "eggs", "cards", "stamps", "shells"),
     "zh": ("苹果", "书", "硬币", "笔", "鸡蛋", "卡片", "邮票", "贝壳"),
 }
@@ -131,7 +131,7 @@ def _make_step(rng: random.Random, value: int, max_value: int) -> Step:
 
 
 def _tell(rng: random.Random, language: Language, steps: list[Step]) -> str:
-    words = {"name": rng.choice(_NAMES[language]), "thing": rng.choice(_THINGS[language])}
+    words = {"name": rng.choice(NAMES[language]), "thing": rng.choice(THINGS[language])}
     parts = [rng.choice(_OPENINGS[language]).format(n=steps[0].left, **words)]
     parts += [rng.choice(_STORIES[language][s.operation]).format(n=s.right, **words) for s in steps]
     parts.append(rng.choice(_QUESTIONS[language]).format(**words))

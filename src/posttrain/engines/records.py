@@ -26,6 +26,8 @@ class Sampling:
     samples: int = 1
     """Completions per conversation."""
     seed: int = 0
+    prefix: str = ""
+    """What every completion begins with, for example ``<think>``; it is part of the completion's text."""
 
     def __post_init__(self) -> None:
         if self.temperature < 0 or self.max_new_tokens < 1 or self.samples < 1:

@@ -29,7 +29,8 @@ class TransformersEngine:
         on_progress: Callable[[int, int], None] | None = None,
     ) -> list[list[Completion]]:
         """See :class:`~posttrain.engines.records.Engine`."""
-        prompts = [self.encode(conversation) for conversation in conversations]
+        begun = self._tokenizer(sampling.prefix, add_special_tokens=False)["input_ids"] if sampling.prefix else []
+        prompts = [self.encode(conversation) + begun for conversation in conversations]
         jobs = [index for index in range(len(prompts)) for _ in range(sampling.samples)]
         # Like lengths together: less padding. The order is a function of the prompts, so repeatable.
         jobs.sort(key=lambda index: (len(prompts[index]), index))
@@ -78,7 +79,7 @@ class TransformersEngine:
                     **options,
                 ),
             )
-        return [self._finish(row, ends) for row in output[:, width:].tolist()]
+        return [self._finish(row, ends, sampling.prefix) for row in output[:, width:].tolist()]
 
     def _end_tokens(self) -> set[int]:
         ends = {self._tokenizer.eos_token_id}
@@ -87,8 +88,8 @@ class TransformersEngine:
             ends.update(configured if isinstance(configured, list) else [configured])
         return ends
 
-    def _finish(self, ids: list[int], ends: set[int]) -> Completion:
+    def _finish(self, ids: list[int], ends: set[int], prefix: str) -> Completion:
         stop = next((index for index, token in enumerate(ids) if token in ends), None)
         kept = ids if stop is None else ids[: stop + 1]
-        text = self._tokenizer.decode(kept, skip_special_tokens=True)
+        text = prefix + self._tokenizer.decode(kept, skip_special_tokens=True)
         return Completion(text=text, tokens=len(kept), finish="length" if stop is None else "stop")

@@ -240,6 +240,36 @@ class Comparison(_Document):
         return next(found, None)
 
 
+class WinRate(_Record):
+    """One model against the baseline."""
+
+    name: str
+    wins: int = Field(ge=0)
+    ties: int = Field(ge=0)
+    losses: int = Field(ge=0)
+    undecided: int = Field(ge=0)
+    """Prompts that the judge could not decide; they count neither way."""
+    value: float | None
+    """``(wins + ties / 2) / (wins + ties + losses)``."""
+    low: float | None
+    """Lower end of the 95 % interval (Korn-Graubard over prompts; Clopper-Pearson where there are no ties)."""
+    high: float | None
+
+
+class WinRateReport(_Document):
+    """Every model against one baseline on one set of open prompts."""
+
+    record_kind: ClassVar[str] = "win_rate_report"
+
+    baseline: str
+    suite: Digest
+    """Digest of the open prompts."""
+    judge: str
+    """Who judged, for the reader."""
+    prompts: int = Field(ge=0)
+    rates: tuple[WinRate, ...]
+
+
 def dump_case_rows(rows: Iterable[CaseRow]) -> bytes:
     """JSON lines, one row each, in order of mode, case and sample: the same rows give the same bytes."""
     ordered = sorted(rows, key=lambda row: (row.mode, row.case_id, row.sample_index))

@@ -137,19 +137,19 @@ class _Bar(NamedTuple):
     span: str
 
 
-def _bars(data: ReportData) -> list[tuple[Mode, list[_Bar]]]:
+def _bars(data: ReportData) -> list[tuple[str, list[_Bar]]]:
     """One group of bars a decoding mode."""
     groups = []
     for group in summary_table(data):
         bars = []
         for row in data.rows:
-            measure = find(row.report, f"{group.mode}.success@1")
+            measure = find(row.report, f"{group.name}.success@1")
             if measure is not None:
                 low, high = measure.low or 0.0, measure.high or 0.0
                 lengths = (f"{100 * length:.2f}" for length in (measure.value or 0.0, low, high - low))
                 bars.append(_Bar(row.label, share(measure.value), interval(measure), *lengths))
         if bars:
-            groups.append((group.mode, bars))
+            groups.append((group.name, bars))
     return groups
 
 

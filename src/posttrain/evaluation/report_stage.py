@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from pydantic import BaseModel, ConfigDict, Field
 
@@ -17,6 +17,10 @@ from posttrain.artifacts.stage import StageConfig, StageContext, StageResult
 from posttrain.core.canonical import canonical_json
 from posttrain.core.errors import ConfigError
 from posttrain.evaluation.evaluate import CASES_FILE, REPORT_FILE
+
+if TYPE_CHECKING:
+    from posttrain.evaluation.records import WinRateReport
+    from posttrain.evaluation.summary import Preferred
 
 HTML_FILE = "report.html"
 TEXT_FILE = "report.txt"
@@ -51,7 +55,8 @@ class ReportConfig(StageConfig):
 
 
 def run_report(config: ReportConfig, inputs: Mapping[str, Artifact], context: StageContext) -> StageResult:
-    """Render. Inputs: ``evaluations.<name>`` (reports), optional ``metrics`` (of the training in between).
+    """Render. Inputs: ``evaluations.<name>`` (reports), optional ``metrics`` (of the training in between) and
+    ``win_rates`` (a ``win_rate`` stage whose models have the names of the evaluations).
 
     Output: ``report`` with ``report.html`` (self-contained), ``report.txt`` and ``report.json``.
     """
@@ -85,6 +90,7 @@ def run_report(config: ReportConfig, inputs: Mapping[str, Artifact], context: St
         rows=models,
         comparison=comparisons[-1] if comparisons else None,
         more_comparisons=comparisons[:-1],
+        preferred=_preferred(config, inputs, context),
         metrics=metrics,
         examples=pick_examples(cases, count=config.examples) if config.examples else (),
         facts={**config.facts, **_facts(models[-1].report.sampling, metrics)},
@@ -100,6 +106,7 @@ def run_report(config: ReportConfig, inputs: Mapping[str, Artifact], context: St
         "recipe": config.recipe,
         "models": [{"label": row.label, "evaluation": row.report.to_json()} for row in models],
         "comparisons": [comparison.to_json() for comparison in comparisons],
+        "win_rates": None if data.preferred is None else _win_rates(inputs, context).to_json(),
     }
     text = render_text(data, examples=False)
     with context.writer("report", "report", meta={"title": config.title, "columns": labels}) as writer:
@@ -108,6 +115,30 @@ def run_report(config: ReportConfig, inputs: Mapping[str, Artifact], context: St
         writer.add_bytes(JSON_FILE, canonical_json(json.loads(json.dumps(record))))
         artifact = writer.commit()
     return StageResult({"report": artifact}, {"text": text})
+
+
+def _win_rates(inputs: Mapping[str, Artifact], context: StageContext) -> WinRateReport:
+    from posttrain.evaluation.records import WinRateReport
+    from posttrain.evaluation.win_rate import WIN_RATES_FILE
+
+    return WinRateReport.from_json(context.store.read_bytes(inputs["win_rates"], WIN_RATES_FILE))
+
+
+def _preferred(
+    config: ReportConfig, inputs: Mapping[str, Artifact], context: StageContext
+) -> Preferred | None:
+    from posttrain.evaluation.summary import Preferred
+
+    if "win_rates" not in inputs:
+        return None
+    report = _win_rates(inputs, context)
+    labels = {column.evaluation: column.label for column in config.columns}
+    return Preferred(
+        baseline=labels.get(report.baseline, report.baseline),
+        judge=report.judge,
+        prompts=report.prompts,
+        rates={labels[rate.name]: rate for rate in report.rates if rate.name in labels},
+    )
 
 
 def read_metrics(context: StageContext, artifact: Artifact) -> list[dict[str, Any]]:

@@ -21,6 +21,7 @@ from posttrain.evaluation.records import (
     Measure,
     Mode,
     PairedDifference,
+    WinRate,
 )
 
 MAX_SHOWN_CHARACTERS = 6000
@@ -62,6 +63,19 @@ class Example:
 
 
 @dataclass(frozen=True, slots=True)
+class Preferred:
+    """How often the replies to open prompts were preferred to one baseline's."""
+
+    baseline: str
+    """Label of the model compared with."""
+    judge: str
+    """Who judged."""
+    prompts: int
+    rates: Mapping[str, WinRate]
+    """By the label of the model."""
+
+
+@dataclass(frozen=True, slots=True)
 class ReportData:
     """Everything a report shows."""
 
@@ -74,6 +88,8 @@ class ReportData:
     """The paired differences that the headline and the change column show."""
     more_comparisons: Sequence[Comparison] = ()
     """Further pairs of the models, listed in a table of their own."""
+    preferred: Preferred | None = None
+    """The replies to open prompts, where there were any."""
     metrics: Sequence[Mapping[str, Any]] = ()
     """Rows of trainer metrics, see ``figures.draw_training``."""
     examples: Sequence[Example] = ()
@@ -119,9 +135,10 @@ class TableLine:
 
 @dataclass(frozen=True, slots=True)
 class TableGroup:
-    """The lines of one decoding mode."""
+    """The lines of one decoding mode, or of the open prompts."""
 
-    mode: Mode
+    name: str
+    """In one word or two, for narrow screens."""
     title: str
     lines: tuple[TableLine, ...]
 
@@ -216,6 +233,8 @@ def summary_table(data: ReportData) -> list[TableGroup]:
             ordered = sorted(names, key=lambda name: _position(name, data))
             lines = tuple(_line(name, data) for name in ordered)
             groups.append(TableGroup(mode, _mode_title(mode, data), lines))
+    if data.preferred is not None:
+        groups.append(_preferred_group(data, data.preferred))
     return groups
 
 
@@ -331,6 +350,26 @@ def _mode_title(mode: Mode, data: ReportData) -> str:
     if len(per_case) == 1 and (samples := per_case.pop()) > 1 and samples == int(samples):
         title += f", {samples:.0f} samples a problem"
     return title
+
+
+def _preferred_group(data: ReportData, preferred: Preferred) -> TableGroup:
+    cells = []
+    for row in data.rows:
+        rate = preferred.rates.get(row.label)
+        if rate is None or rate.low is None or rate.high is None:
+            cells.append(Cell("–"))
+        else:
+            tone: Tone = "good" if rate.low > 0.5 else "bad" if rate.high < 0.5 else ""
+            cells.append(Cell(share(rate.value), f"{100 * rate.low:.1f} to {100 * rate.high:.1f}", tone))
+    line = TableLine(
+        "win_rate",
+        f"Preferred to {preferred.baseline}",
+        "Replies judged better than the baseline's to the same open prompt; a tie is half.",
+        tuple(cells),
+        None if data.comparison is None else Cell(""),
+    )
+    judge = preferred.judge.replace("_", " ")
+    return TableGroup("open prompts", f"{preferred.prompts} open prompts, judge: {judge}", (line,))
 
 
 def _line(name: str, data: ReportData) -> TableLine:

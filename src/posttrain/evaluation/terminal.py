@@ -86,7 +86,7 @@ def _table(data: ReportData) -> RenderableType:
             table.add_column("", style="dim", no_wrap=True)
     groups = summary_table(data)
     for group in groups:
-        table.add_row(Text(group.mode.capitalize(), style="bold"))
+        table.add_row(Text(group.name.capitalize(), style="bold"))
         for line in group.lines:
             cells = [*line.cells, *([line.change] if line.change is not None else [])]
             texts = [(Text(cell.value, style=_TONES[cell.tone]), Text(cell.interval)) for cell in cells]

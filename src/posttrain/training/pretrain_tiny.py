@@ -17,7 +17,8 @@ from pydantic import Field, model_validator
 
 from posttrain.artifacts.records import Artifact
 from posttrain.artifacts.stage import StageConfig, StageContext, StageResult
-from posttrain.data.base_text import BaseTextConfig, write_answer
+from posttrain.data import open_tasks
+from posttrain.data.base_text import BaseTextConfig, Document, documents
 from posttrain.data.prompt_sources import WordProblemSource
 from posttrain.data.word_problems import problems
 
@@ -151,17 +152,17 @@ def build_model(config: PretrainTinyConfig, tokenizer: PreTrainedTokenizerFast) 
     )
 
 
-def _documents(config: PretrainTinyConfig, stream: str) -> Iterator[tuple[str, str]]:
+def _documents(config: PretrainTinyConfig, stream: str) -> Iterator[Document]:
     source = config.problems
     rng = random.Random(f"base-text/{stream}/{config.seed}")
-    for problem in problems(
+    sums = problems(
         rng.randrange(2**31),
         "train",
         max_steps=source.max_steps,
         max_value=source.max_value,
         heldout_share=source.heldout_share,
-    ):
-        yield problem.question, write_answer(rng, problem, config.text)
+    )
+    return documents(rng, sums, open_tasks.tasks(rng.randrange(2**31), "train"), config.text)
 
 
 def _sample_documents(config: PretrainTinyConfig) -> list[dict[str, str]]:
