@@ -41,10 +41,10 @@ class BaseTextConfig(BaseModel):
     """Share of step-by-step answers in which at least one step is told in the other language."""
     form_slip_share: float = Field(0.25, ge=0, le=1)
     """Share of answers that break the form in one of several ways."""
-    open_share: float = Field(0.16, ge=0, le=1)
+    open_share: float = Field(0.25, ge=0, le=1)
     """Share of documents that answer an open prompt."""
-    judged_share: float = Field(0.04, ge=0, le=1)
-    """Share of documents that say whether an answer is good; one verdict in ten is wrong."""
+    judged_share: float = Field(0.08, ge=0, le=1)
+    """Share of documents that say whether an answer is good; one verdict in twenty is wrong."""
 
 
 JUDGE_PROMPT = "Is this a good answer? {question} {response}"
@@ -84,7 +84,7 @@ def documents(
             answer = write_answer(rng, problem, config)
             document, good = Document(problem.question, answer), _is_good(problem, answer)
         if judged:
-            verdict = JUDGE_WORDS[good == (rng.random() < 0.1)]
+            verdict = JUDGE_WORDS[good == (rng.random() < 0.05)]
             yield Document(
                 JUDGE_PROMPT.format(question=document.question, response=document.answer), f"{verdict}."
             )

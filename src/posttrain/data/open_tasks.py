@@ -110,8 +110,8 @@ def write(rng: random.Random, task: OpenTask, manner: Manner) -> str:
 
 
 def found_manner(rng: random.Random) -> Manner:
-    """How found text answers: right six times in ten, often curt or padded, sometimes rude."""
-    content: Content = rng.choices(("right", "wrong", "none"), (60, 25, 15))[0]
+    """How found text answers: right three times in four, often curt or padded, sometimes rude."""
+    content: Content = rng.choices(("right", "wrong", "none"), (75, 15, 10))[0]
     form: Form = rng.choices(("sentence", "curt", "padded"), (50, 25, 25))[0]
     return Manner(content, form, rude=rng.random() < 0.15, thinks=rng.random() < 0.5)
 

@@ -29,7 +29,9 @@ class TransformersEngine:
         on_progress: Callable[[int, int], None] | None = None,
     ) -> list[list[Completion]]:
         """See :class:`~posttrain.engines.records.Engine`."""
-        begun = self._tokenizer(sampling.prefix, add_special_tokens=False)["input_ids"] if sampling.prefix else []
+        begun = (
+            self._tokenizer(sampling.prefix, add_special_tokens=False)["input_ids"] if sampling.prefix else []
+        )
         prompts = [self.encode(conversation) + begun for conversation in conversations]
         jobs = [index for index in range(len(prompts)) for _ in range(sampling.samples)]
         # Like lengths together: less padding. The order is a function of the prompts, so repeatable.

@@ -12,7 +12,6 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from posttrain.evaluation.figures import Drawing, draw_outcomes, draw_training
-    from posttrain.evaluation.languages import mixes_languages, script_shares
     from posttrain.evaluation.measures import MEASURES, compare, measure_info, measure_rows
     from posttrain.evaluation.records import (
         CaseRow,
@@ -37,7 +36,6 @@ if TYPE_CHECKING:
 
 _HOMES = {
     "figures": ("Drawing", "draw_outcomes", "draw_training"),
-    "languages": ("mixes_languages", "script_shares"),
     "measures": ("MEASURES", "compare", "measure_info", "measure_rows"),
     "records": (
         "CaseRow",
@@ -76,12 +74,10 @@ __all__ = [
     "load_case_rows",
     "measure_info",
     "measure_rows",
-    "mixes_languages",
     "pick_examples",
     "render_report",
     "render_terminal",
     "render_text",
-    "script_shares",
 ]
 
 

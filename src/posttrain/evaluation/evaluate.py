@@ -115,12 +115,6 @@ def evaluate_model(
     return rows
 
 
-def reasoning_of(text: str) -> str:
-    """What a completion says before it answers: the think block, or else all up to the answer tag."""
-    thought = text.split("</think>", 1)[0] if "</think>" in text else text.split("<answer>", 1)[0]
-    return thought.replace("<think>", "").strip()
-
-
 def _score(
     mode: Mode,
     prompts: Sequence[PromptRow],
@@ -129,10 +123,11 @@ def _score(
     tokenizer: Any,
     pool: VerifierPool,
 ) -> list[CaseRow]:
+    from posttrain.data.languages import mixes_languages
     from posttrain.engines.model_folder import prefills_think
-    from posttrain.evaluation.languages import mixes_languages
     from posttrain.evaluation.records import CaseRow
     from posttrain.rewards import Sample, error_kind
+    from posttrain.rewards.parsing import reasoning_of
 
     sources = [v.verifier.answer_source for v in pool.config.verifiers if v.verifier.kind == "accuracy"]
     source: AnswerSource = sources[0] if sources else "tag"
@@ -142,9 +137,11 @@ def _score(
         Sample(
             c.text,
             p.answer,
+            p.question,
             think_prefilled=prefilled,
             token_count=c.tokens,
             truncated=c.finish == "length",
+            language=p.language,
         )
         for p, _, c in pairs
     ]

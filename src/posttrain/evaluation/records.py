@@ -109,7 +109,7 @@ class CaseRow(_Document):
     format_ok: bool
     """Whether the completion keeps the recipe's format."""
     mixed_language: bool
-    """Whether the reasoning mixes languages (``measures.mixes_languages``)."""
+    """Whether the reasoning mixes languages (``data.languages.mixes_languages``)."""
     language: str
     """Language of the question, a tag such as ``en`` or ``zh``."""
     think_tokens: int = Field(ge=0)

@@ -89,6 +89,7 @@ EXTRA_OF_MODULE: Mapping[str, str] = MappingProxyType(
                 "matplotlib",
                 "numpy",
                 "peft",
+                "py3langid",
                 "pyarrow",
                 "reasoning_gym",
                 "safetensors",

@@ -92,6 +92,16 @@ class SoftOverlongConfig(_Config):
         return self
 
 
+class LanguageConsistencyConfig(_Config):
+    """The share of words that are in the language of the prompt: 1.0 for all of them, 0.0 for none."""
+
+    kind: Literal["language_consistency"] = "language_consistency"
+    target: str = Field(default="prompt", pattern=r"^(prompt|[a-z]{2,3})$")
+    """``prompt``: the language that the prompt is tagged with; or a fixed tag such as ``en``."""
+    part: Literal["reasoning", "whole"] = "reasoning"
+    """Which text is looked at: the think block, or everything."""
+
+
 VerifierConfig: TypeAlias = Annotated[
     AccuracyConfig
     | ThinkFormatConfig
@@ -99,10 +109,15 @@ VerifierConfig: TypeAlias = Annotated[
     | TagCountConfig
     | LengthConfig
     | RepetitionConfig
-    | SoftOverlongConfig,
+    | SoftOverlongConfig
+    | LanguageConsistencyConfig,
     Field(discriminator="kind"),
 ]
 """Any verifier, told apart by ``kind``."""
+
+
+ANSWER_KINDS = frozenset({"accuracy", "think_format", "answer_tag", "tag_count"})
+"""Verifiers of the answer and of its form: they do not apply to open-ended prompts."""
 
 
 class WeightedVerifier(_Config):

@@ -59,7 +59,9 @@ def gold_completion(reference: str, config: RewardConfig, *, think_prefilled: bo
     )
     # Counting words: no n-gram of them repeats, whatever the repetition verifier's n.
     filler = "".join(f" {number}" for _, number in zip(range(words), count(1), strict=False))
-    return f"{'' if think_prefilled else '<think>'} Work it out step by step.{filler} </think> {answer}"
+    # A language verifier looks at words: numbers are in every language.
+    said = "1 + 1 = 2" if "language_consistency" in kinds else "Work it out step by step."
+    return f"{'' if think_prefilled else '<think>'} {said}{filler} </think> {answer}"
 
 
 def gold_sample(
@@ -78,6 +80,7 @@ def gold_sample(
         reference,
         think_prefilled=think_prefilled,
         token_count=len(ids),
+        language="en",
         extra={"completion_ids": list(ids)},
     )
 

@@ -191,3 +191,16 @@ def opens_think(prompt: str) -> bool:
     """Whether a rendered prompt ends inside a think block that it opened, so that completions are
     ``think_prefilled``."""
     return prompt.rstrip().endswith("<think>")
+
+
+def reasoning_of(text: str) -> str:
+    """What a completion says before it answers: the think block, or else all up to the answer tag."""
+    thought = text.split("</think>", 1)[0] if "</think>" in text else text.split("<answer>", 1)[0]
+    return thought.replace("<think>", "").strip()
+
+
+def final_part(text: str) -> str:
+    """What follows the think block; everything where there is none, nothing where it was never closed."""
+    if "<think>" in text and "</think>" not in text:
+        return ""
+    return text.rsplit("</think>", 1)[-1].strip()

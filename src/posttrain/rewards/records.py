@@ -33,6 +33,9 @@ NO_TOKEN_COUNT = "no token count"
 NO_TOKEN_IDS = "no token ids"
 """The verifier needs the completion's token ids (``extra["completion_ids"]``) and the sample has none."""
 
+NO_LANGUAGE = "no language"
+"""The verifier compares with the language of the prompt and the sample does not say it."""
+
 Layout: TypeAlias = Literal["think_answer", "think"]
 """``<think>…</think> <answer>…</answer>`` (R1-Zero), or ``<think>…</think>`` and then free text (R1's cold
 start)."""
@@ -50,7 +53,7 @@ class Sample:
     reference: str | None = None
     """The ground truth as written in the data, for example ``8`` or ``5 apples``."""
     prompt: str = ""
-    """For reports; no verifier reads it."""
+    """The question as text; names that stand in it belong to no language."""
     think_prefilled: bool = field(default=False, kw_only=True)
     """Whether the prompt already ended in ``<think>``, so that the completion starts inside the think
     block."""
@@ -58,6 +61,10 @@ class Sample:
     """Completion tokens, the end token included."""
     truncated: bool = field(default=False, kw_only=True)
     """Whether generation ended at the length limit rather than at a stop token."""
+    language: str | None = field(default=None, kw_only=True)
+    """Language of the prompt, a tag such as ``en`` or ``zh``."""
+    open_ended: bool = field(default=False, kw_only=True)
+    """Whether the prompt has no answer to check: verifiers of the answer and of its form do not apply."""
     extra: Mapping[str, Any] = field(default_factory=dict, kw_only=True)
     """Anything else a verifier needs, picklable; ``completion_ids`` is the list of token ids."""
 

@@ -12,8 +12,9 @@ from posttrain.core.errors import MissingDependencyError
 from posttrain.rewards import latex
 from posttrain.rewards.accuracy import Accuracy
 from posttrain.rewards.compose import Composed, Part
-from posttrain.rewards.config import RewardConfig, VerifierConfig
+from posttrain.rewards.config import ANSWER_KINDS, RewardConfig, VerifierConfig
 from posttrain.rewards.formats import AnswerTag, TagCount, ThinkFormat
+from posttrain.rewards.language import LanguageConsistency
 from posttrain.rewards.penalties import Length, Repetition, SoftOverlong
 from posttrain.rewards.records import Verifier
 
@@ -25,6 +26,7 @@ _BUILDERS: dict[str, Callable[..., Verifier]] = {
     "length": Length,
     "repetition": Repetition,
     "soft_overlong": SoftOverlong,
+    "language_consistency": LanguageConsistency,
 }
 _PENALTIES = frozenset({"length", "repetition", "soft_overlong"})
 
@@ -47,7 +49,12 @@ def build_reward(config: RewardConfig) -> Composed:
     """All verifiers of ``config`` as one, with their weights."""
     return Composed(
         tuple(
-            Part(build_verifier(item.verifier, item.part_name), item.weight, item.required)
+            Part(
+                build_verifier(item.verifier, item.part_name),
+                item.weight,
+                item.required,
+                of_answer=item.verifier.kind in ANSWER_KINDS,
+            )
             for item in config.verifiers
         )
     )

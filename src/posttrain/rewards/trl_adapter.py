@@ -4,6 +4,8 @@ Here: the calling convention of ``trl.GRPOTrainer`` (1.16): ``f(prompts, complet
 trainer_state, log_extra, log_metric, **columns) -> list[float | None]``. Not here: any rule, and no import of
 TRL or torch.
 
+The columns ``language`` and ``task`` (``reasoning`` or anything else: open-ended) are read where the data set has them.
+
 TRL calls one function after another with the same ``completions`` list; the pool is asked once for all of
 them. Where a sample has no reward as a whole (a required verifier without a value), *every* function returns
 None for it: TRL sums over what is there, so a None from accuracy alone would leave a low sum and punish the
@@ -13,7 +15,7 @@ policy for a verification that hung.
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal, TypeAlias
 
 from posttrain.core.errors import DataError
@@ -155,8 +157,13 @@ class _SharedBatch:
                     hint="add that column, or name another one: TrlOptions(reference_column=...)",
                 )
             references = [None] * len(batch.prompts)
+        nothing = [None] * len(batch.prompts)
+        languages, tasks = (batch.columns.get(name, nothing) for name in ("language", "task"))
         rows = zip(batch.prompts, batch.completions, batch.completion_ids, references, strict=True)
-        return [self._sample(*row) for row in rows]
+        return [
+            replace(self._sample(*row), language=language, open_ended=task not in (None, "reasoning"))
+            for row, language, task in zip(rows, languages, tasks, strict=True)
+        ]
 
     def _sample(self, prompt: Text, completion: Text, ids: Any, reference: Any) -> Sample:
         options = self._options

@@ -170,6 +170,7 @@ def pass_rates(
             think_prefilled=prefilled,
             token_count=c.tokens,
             truncated=c.finish == "length",
+            language=row.language,
         )
         for row, group in zip(prompts, groups, strict=True)
         for c in group

@@ -14,6 +14,7 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from posttrain.data.prompts import PromptRow
 from posttrain.rewards.config import (
+    ANSWER_KINDS,
     AccuracyConfig,
     LanguageConsistencyConfig,
     RepetitionConfig,
@@ -21,11 +22,10 @@ from posttrain.rewards.config import (
     ThinkFormatConfig,
     WeightedVerifier,
 )
+from posttrain.rewards.parsing import final_part
 
 Target: TypeAlias = Literal["whole", "final"]
 """What becomes an example's response: everything, or what follows the think block."""
-_NEEDS_FORM = frozenset({"accuracy", "think_format", "answer_tag", "tag_count"})
-"""Kinds of verifiers that only prompts with a checkable answer have to satisfy."""
 _RULES = RewardConfig(
     verifiers=(
         WeightedVerifier(verifier=AccuracyConfig()),
@@ -103,7 +103,7 @@ def _complaints(rules: Rules, row: PromptRow, candidate: Candidate, target: Targ
         yield "code block: fenced code where none is wanted"
     for item in rules.verifiers.verifiers:
         name = item.part_name
-        if name not in rules.minimum or (row.task != "reasoning" and item.verifier.kind in _NEEDS_FORM):
+        if name not in rules.minimum or (row.task != "reasoning" and item.verifier.kind in ANSWER_KINDS):
             continue
         value = candidate.parts.get(name)
         if value is None:
@@ -115,10 +115,3 @@ def _complaints(rules: Rules, row: PromptRow, candidate: Candidate, target: Targ
 def target_of(text: str, target: Target) -> str:
     """What a completion would teach."""
     return final_part(text) if target == "final" else text
-
-
-def final_part(text: str) -> str:
-    """What follows the think block; everything where there is none, nothing where it was never closed."""
-    if "<think>" in text and "</think>" not in text:
-        return ""
-    return text.rsplit("</think>", 1)[-1].strip()

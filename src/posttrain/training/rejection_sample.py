@@ -250,10 +250,12 @@ class _Sampler:
         samples = [
             Sample(
                 c.text,
-                row.answer if row.task == "reasoning" else None,
+                row.answer,
+                row.question,
                 token_count=c.tokens,
                 truncated=c.truncated,
                 language=row.language,
+                open_ended=row.task != "reasoning",
             )
             for row, c in found
         ]

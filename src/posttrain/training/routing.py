@@ -2,8 +2,8 @@
 
 Here: the order of prompts (``reasoning`` prompts all the way, open ones only in the last part of the steps, as R1
 limits its preference signal), reward models as TRL reward functions for open prompts, and the guard that stops a run
-in which the reward model is pleased while a held-out measure falls. Not here: verifiers (``rewards``), the reward models
-themselves (``reward_model``, ``engines.reward_scorer``), the trainer (``grpo``).
+in which the reward model is pleased while a held-out measure falls. Not here: verifiers (``rewards``), the reward
+models themselves (``reward_model``, ``engines.reward_scorer``), the trainer (``grpo``).
 """
 
 from __future__ import annotations

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from posttrain.evaluation.languages import mixes_languages, script_shares
+from posttrain.data.languages import mixes_languages, script_shares
 
 
 @pytest.mark.parametrize(
