@@ -6,6 +6,7 @@ Here: one callback with plain values. Not here: the rules of health (``health``)
 from __future__ import annotations
 
 import time
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -20,10 +21,11 @@ from posttrain.training.health import HealthConfig, judge
 class StageCallback(TrainerCallback):  # type: ignore[misc]  # transformers is not typed here
     """Connects a trainer to its stage. One instance a run."""
 
-    def __init__(self, context: StageContext, health: HealthConfig, steps: int) -> None:
+    def __init__(self, context: StageContext, steps: int, health: HealthConfig | None = None) -> None:
         self._context = context
-        self._health = health
         self._steps = steps
+        self._health = health
+        """Limits of reinforcement learning; None where there is no reward to watch."""
         self._started = time.perf_counter()
         self._first_tokens: float | None = None
         self._warned: set[str] = set()
@@ -40,7 +42,7 @@ class StageCallback(TrainerCallback):  # type: ignore[misc]  # transformers is n
         self, args: Any, state: Any, control: Any, logs: dict[str, Any] | None = None, **kwargs: Any
     ) -> None:
         """One progress event a step, then the judgement of health."""
-        if not logs or "reward" not in logs:
+        if not logs or ("loss" if self._health is None else "reward") not in logs:
             return
         tokens = float(logs.get("num_tokens", 0.0))
         if self._first_tokens is None:
@@ -50,11 +52,11 @@ class StageCallback(TrainerCallback):  # type: ignore[misc]  # transformers is n
             "progress",
             step=state.global_step,
             total=self._steps,
-            reward=logs["reward"],
-            accuracy=logs.get("rewards/accuracy/mean"),
-            completion_tokens=logs.get("completions/mean_length"),
+            **_shown(logs),
             tokens_per_second=(tokens - self._first_tokens) / seconds,
         )
+        if self._health is None:
+            return
         rows = [row for row in state.log_history if "reward" in row]
         for finding in judge(self._health, rows):
             if finding.action == "stop":
@@ -70,3 +72,14 @@ class StageCallback(TrainerCallback):  # type: ignore[misc]  # transformers is n
         folder = Path(args.output_dir) / f"checkpoint-{state.global_step}"
         if folder.is_dir():
             mark_complete(folder)
+
+
+def _shown(logs: Mapping[str, Any]) -> dict[str, Any]:
+    """What a person wants to see of a step."""
+    if "reward" not in logs:
+        return {"loss": logs["loss"]}
+    return {
+        "reward": logs["reward"],
+        "accuracy": logs.get("rewards/accuracy/mean"),
+        "completion_tokens": logs.get("completions/mean_length"),
+    }

@@ -12,25 +12,27 @@ stages), vLLM (another environment), multi-GPU launch (``accelerate launch`` aro
 from __future__ import annotations
 
 import copy
-import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import Field, model_validator
 
 from posttrain.artifacts.records import Artifact
 from posttrain.artifacts.stage import StageConfig, StageContext, StageResult
 from posttrain.data.prompts import PROMPTS_FILE, PromptRow, check_disjoint, check_prompts, read_prompts
 from posttrain.rewards.config import R1_ZERO_REWARDS, RewardConfig
 from posttrain.training.health import HealthConfig
+from posttrain.training.lora import LoraSettings
 from posttrain.training.preflight import PreflightConfig
+from posttrain.training.trl_common import Schedule
 
 if TYPE_CHECKING:
     from trl import GRPOConfig, GRPOTrainer
 
     from posttrain.rewards.pool import VerifierPool
 
+_MERGE_ROWS = 4
 _FIGURES = {
     "reward": "Reward",
     "rewards/accuracy/mean": "Accuracy of sampled training answers",
@@ -38,22 +40,6 @@ _FIGURES = {
     "entropy": "Token entropy (nats)",
     "frac_reward_zero_std": "Share of groups with equal rewards",
 }
-
-
-class LoraSettings(BaseModel):
-    """Low-rank adapters (PEFT) instead of full weights; merged into the model at the end."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-    rank: int = Field(16, ge=1)
-    alpha: int = Field(32, ge=1)
-    dropout: float = Field(0.0, ge=0, lt=1)
-    target_modules: Literal["all-linear"] | tuple[str, ...] = "all-linear"
-    first_layer: int = Field(0, ge=0)
-    """Layers before this one get no adapter, so that the backward pass ends there."""
-    dtype: Literal["float32", "model"] = "float32"
-    """Type of the adapters. ``model`` is that of the weights, and bfloat16 then runs without autocast: coarser
-    updates for less work a step."""
 
 
 class GrpoConfig(StageConfig):
@@ -74,7 +60,7 @@ class GrpoConfig(StageConfig):
     temperature: float = Field(1.0, gt=0)
     learning_rate: float = Field(3e-4, gt=0)
     warmup_steps: int = Field(3, ge=0)
-    schedule: Literal["constant", "linear", "cosine"] = "constant"
+    schedule: Schedule = "constant"
     """Learning rate after the warm-up."""
     adam_beta2: float = Field(0.95, gt=0, lt=1)
     max_grad_norm: float = Field(1.0, gt=0)
@@ -121,6 +107,7 @@ def run_grpo(config: GrpoConfig, inputs: Mapping[str, Artifact], context: StageC
     from posttrain.engines.model_folder import load_model, load_tokenizer, pick_device
     from posttrain.rewards.pool import VerifierPool
     from posttrain.training.preflight import run_preflight
+    from posttrain.training.trl_common import train_resumable, whole_model
 
     torch.set_num_threads(context.threads)
     prompts = _read(context, inputs["prompts"], "training")
@@ -143,10 +130,12 @@ def run_grpo(config: GrpoConfig, inputs: Mapping[str, Artifact], context: StageC
         trainer = _build_trainer(
             config, context, model=model, tokenizer=tokenizer, prompts=prompts, pool=pool
         )
-        _train(trainer, context)
-    trained = trainer.model
-    if config.lora is not None:
-        trained = trained.merge_and_unload()
+        train_resumable(trainer, context)
+    prompt_ids = [
+        tokenizer.apply_chat_template(row.messages(), add_generation_prompt=True, return_dict=False)
+        for row in prompts[:_MERGE_ROWS]
+    ]
+    trained, gap = whole_model(trainer, config.lora, prompt_ids)
     rows = [dict(row) for row in trainer.state.log_history if "reward" in row]
     outputs = _write_outputs(context, trained, tokenizer, rows)
     last = rows[-1]
@@ -156,6 +145,7 @@ def run_grpo(config: GrpoConfig, inputs: Mapping[str, Artifact], context: StageC
         "accuracy": last.get("rewards/accuracy/mean"),
         "completion_tokens": last.get("completions/mean_length"),
         "preflight": passed,
+        "merge_gap": gap,
         "device": device,
     }
     return StageResult(outputs, summary)
@@ -165,13 +155,14 @@ def trainer_arguments(config: GrpoConfig, folder: Path, device: str) -> GRPOConf
     """The stage's config as TRL's: what a bare TRL script with the same settings would use."""
     from trl import GRPOConfig
 
+    from posttrain.training.trl_common import SCHEDULES, autocasts
+
     total = config.prompts_per_step * config.completions
     micro = config.micro_batch or total
-    schedules = {"constant": "constant_with_warmup", "linear": "linear", "cosine": "cosine"}
     return GRPOConfig(
         output_dir=str(folder),
         use_cpu=device == "cpu",
-        bf16=config.dtype == "bfloat16" and (config.lora is None or config.lora.dtype == "float32"),
+        bf16=autocasts(config.dtype, config.lora),
         per_device_train_batch_size=micro,
         gradient_accumulation_steps=total // micro,
         steps_per_generation=total // micro,
@@ -182,7 +173,7 @@ def trainer_arguments(config: GrpoConfig, folder: Path, device: str) -> GRPOConf
         top_p=1.0,
         top_k=0,
         learning_rate=config.learning_rate,
-        lr_scheduler_type=schedules[config.schedule],
+        lr_scheduler_type=SCHEDULES[config.schedule],
         warmup_steps=config.warmup_steps,
         adam_beta2=config.adam_beta2,
         max_grad_norm=config.max_grad_norm,
@@ -221,45 +212,36 @@ def _build_trainer(
     pool: VerifierPool,
 ) -> GRPOTrainer:
     from datasets import Dataset
-    from transformers.trainer_callback import PrinterCallback
     from trl import GRPOTrainer
 
     from posttrain.engines.model_folder import prefills_think
     from posttrain.rewards.trl_adapter import TrlOptions, as_trl_rewards
     from posttrain.training.callbacks import StageCallback
+    from posttrain.training.lora import adapter_config, cast_adapters
 
     stops = {tokenizer.eos_token_id, tokenizer.pad_token_id}
     prefilled = prefills_think(tokenizer, prompts[0].messages())
     rewards = as_trl_rewards(pool, TrlOptions(stop_token_ids=stops, think_prefilled=prefilled))
-    rows = [{"prompt": row.messages(), "answer": row.answer, "prompt_id": row.id} for row in prompts]
-    peft_config = None
-    if config.lora is not None:
-        from peft import LoraConfig
-
-        peft_config = LoraConfig(
-            r=config.lora.rank,
-            lora_alpha=config.lora.alpha,
-            lora_dropout=config.lora.dropout,
-            target_modules=config.lora.target_modules
-            if isinstance(config.lora.target_modules, str)
-            else list(config.lora.target_modules),
-            exclude_modules=_layers_before(model, config.lora.first_layer),
-            task_type="CAUSAL_LM",
-        )
+    rows = [
+        {
+            "prompt": row.messages(),
+            "answer": row.answer,
+            "prompt_id": row.id,
+            "language": row.language,
+            "task": row.task,
+        }
+        for row in prompts
+    ]
     trainer = GRPOTrainer(
         model=model,
         reward_funcs=rewards.functions,
         args=trainer_arguments(config, context.workdir / "trainer", str(model.device.type)),
         train_dataset=Dataset.from_list(rows),
         processing_class=_as_written(tokenizer),
-        peft_config=peft_config,
-        callbacks=[StageCallback(context, config.health, config.steps)],
+        peft_config=None if config.lora is None else adapter_config(config.lora, model),
+        callbacks=[StageCallback(context, config.steps, config.health)],
     )
-    trainer.remove_callback(PrinterCallback)
-    if config.lora is not None and config.lora.dtype == "model":
-        for parameter in trainer.model.parameters():
-            if parameter.requires_grad:
-                parameter.data = parameter.data.to(model.dtype)
+    cast_adapters(config.lora, trainer.model)
     return trainer
 
 
@@ -270,37 +252,14 @@ def _as_written(tokenizer: Any) -> Any:
     return plain
 
 
-def _layers_before(model: Any, first: int) -> list[str] | None:
-    """Names of the linear layers in blocks numbered below ``first``; None where there are none."""
-    names = [
-        name
-        for name, _ in model.named_modules()
-        if (m := re.search(r"\.(\d+)\.", name)) and int(m[1]) < first
-    ]
-    return names or None
-
-
-def _train(trainer: GRPOTrainer, context: StageContext) -> None:
-    from posttrain.training.checkpoints import latest_complete
-
-    checkpoint = latest_complete(context.workdir / "trainer")
-    if checkpoint is not None:
-        context.emit("stage_resumed", from_step=int(checkpoint.name.rsplit("-", 1)[-1]))
-    trainer.train(resume_from_checkpoint=None if checkpoint is None else str(checkpoint))
-
-
 def _write_outputs(
     context: StageContext, model: Any, tokenizer: Any, rows: Sequence[Mapping[str, Any]]
 ) -> dict[str, Artifact]:
-    from posttrain.engines.model_folder import save_model
     from posttrain.training import metrics
+    from posttrain.training.trl_common import write_model
 
-    parameters = sum(p.numel() for p in model.parameters())
-    with context.writer("model", "model", meta={"parameters": parameters}) as writer:
-        save_model(model, tokenizer, writer.directory)
-        trained = writer.commit()
     return {
-        "model": trained,
+        "model": write_model(context, model, tokenizer),
         "metrics": metrics.write_table(context, rows),
         "samples": metrics.merge_samples(context, context.workdir / "trainer" / "completions"),
         "figures": metrics.write_figures(context, rows, _FIGURES),
