@@ -198,6 +198,7 @@ def _base(job: Mapping[str, Any]) -> dict[str, Any]:
 
     from posttrain.artifacts.store import ArtifactStore
     from posttrain.data.prompt_sources import PromptsConfig, WordProblemSource, run_prompts
+    from posttrain.data.base_text import BaseTextConfig
     from posttrain.training.pretrain_tiny import PretrainTinyConfig, run_pretrain_tiny
 
     shape, home = Shape(**job["shape"]), Path(job["home"])
@@ -206,6 +207,7 @@ def _base(job: Mapping[str, Any]) -> dict[str, Any]:
     drawn = run_prompts(questions, {}, _context(home, "prompts", {}))
     config = PretrainTinyConfig(
         problems=problems,
+        text=BaseTextConfig(open_share=0.0, judged_share=0.0),
         steps=shape.base_steps,
         hidden_size=shape.hidden_size,
         intermediate_size=3 * shape.hidden_size,

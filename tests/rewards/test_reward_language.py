@@ -100,7 +100,9 @@ def test_the_share_is_a_share(text: str, language: str) -> None:
     assert share is None or 0.0 <= share <= 1.0
 
 
-@given(st.lists(st.sampled_from(["Add these two.", "把它们加起来。", "5+3=8.", "Take one away."]), max_size=8))
+@given(
+    st.lists(st.sampled_from(["Add these two.", "把它们加起来。", "5+3=8.", "Take one away."]), max_size=8)
+)
 def test_a_foreign_sentence_never_raises_it(parts: list[str]) -> None:
     text = " ".join(parts)
     before = target_language_share(text, "en")

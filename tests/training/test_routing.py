@@ -6,13 +6,8 @@ import pytest
 
 from posttrain.core.errors import ConfigError
 from posttrain.data.prompts import PromptRow
-from posttrain.training.routing import (
-    GuardConfig,
-    PreferenceConfig,
-    Schedule,
-    over_optimised,
-    schedule_prompts,
-)
+from posttrain.training.guard import GuardConfig, over_optimised
+from posttrain.training.routing import PreferenceConfig, Schedule, schedule_prompts
 
 ROWS = [PromptRow(f"r{n}", f"sum {n}", "1") for n in range(7)] + [
     PromptRow(f"o{n}", f"talk {n}", "", task="simple" if n % 2 else "open") for n in range(5)

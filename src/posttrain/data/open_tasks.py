@@ -136,25 +136,42 @@ def split_of(question: str) -> Split:
 def preference_pairs(seed: int, split: Split, aspect: Aspect) -> Iterator[PreferenceRow]:
     """An endless stream of judged pairs of one aspect; pairs that the rule calls equal are left out.
 
-    One verdict in twenty is the wrong way round, as with people.
+    One training verdict in twenty is the wrong way round, as with people.
     """
     rng = random.Random(f"preferences/{aspect}/{split}/{seed}")
     for number, task in enumerate(tasks(rng.randrange(2**31), split)):
-        replies = [write(rng, task, found_manner(rng)) for _ in range(2)]
-        scores = [getattr(judge(task.question, reply, task), aspect) for reply in replies]
+        first, second, difference = _two_replies(rng, task, aspect)
         flip = split == "train" and rng.random() < 0.05
-        if scores[0] == scores[1]:
-            continue
-        chosen, rejected = replies if (scores[0] > scores[1]) != flip else reversed(replies)
-        yield PreferenceRow(
-            id=f"{aspect}-{split}-{number}",
-            messages=({"role": "user", "content": task.question},),
-            chosen=chosen,
-            rejected=rejected,
-            aspect=aspect,
-            language=task.language,
-            tags={"kind": task.kind},
-        )
+        if difference:
+            replies = (first, second) if (difference > 0) != flip else (second, first)
+            yield _pair(f"{aspect}-{split}-{number}", task, replies, aspect)
+
+
+def tied_pairs(seed: int, aspect: Aspect) -> Iterator[PreferenceRow]:
+    """An endless stream of held-out pairs of unlike length that the rule calls equal, tagged ``tie: yes``."""
+    rng = random.Random(f"ties/{aspect}/{seed}")
+    for number, task in enumerate(tasks(rng.randrange(2**31), "heldout")):
+        first, second, difference = _two_replies(rng, task, aspect)
+        if not difference and len(first) != len(second):
+            yield _pair(f"{aspect}-tie-{number}", task, (first, second), aspect, tie="yes")
+
+
+def _two_replies(rng: random.Random, task: OpenTask, aspect: Aspect) -> tuple[str, str, float]:
+    first, second = (write(rng, task, found_manner(rng)) for _ in range(2))
+    scores = [getattr(judge(task.question, reply, task), aspect) for reply in (first, second)]
+    return first, second, scores[0] - scores[1]
+
+
+def _pair(name: str, task: OpenTask, replies: tuple[str, str], aspect: Aspect, **tags: str) -> PreferenceRow:
+    return PreferenceRow(
+        id=name,
+        messages=({"role": "user", "content": task.question},),
+        chosen=replies[0],
+        rejected=replies[1],
+        aspect=aspect,
+        language=task.language,
+        tags={"kind": task.kind, **tags},
+    )
 
 
 _tasks: dict[str, OpenTask] = {}

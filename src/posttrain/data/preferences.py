@@ -39,6 +39,11 @@ class PreferenceRow:
     """Free labels."""
 
 
+def is_tie(row: PreferenceRow) -> bool:
+    """Whether the two replies were judged equal: such a row measures, and is never learned."""
+    return row.tags.get("tie") == "yes"
+
+
 def preferences_to_jsonl(rows: Iterable[PreferenceRow]) -> bytes:
     """Rows as canonical JSON lines."""
     return b"".join(canonical_json(asdict(row)) + b"\n" for row in rows)
@@ -77,7 +82,8 @@ def check_preferences(rows: Sequence[PreferenceRow], name: str) -> None:
 
 def preference_set_facts(rows: Sequence[PreferenceRow]) -> dict[str, Any]:
     """Counts for a dataset card; ``longer_chosen`` is the share of pairs in which the longer reply was preferred."""
-    longer = [len(row.chosen) > len(row.rejected) for row in rows if len(row.chosen) != len(row.rejected)]
+    judged = [row for row in rows if len(row.chosen) != len(row.rejected) and not is_tie(row)]
+    longer = [len(row.chosen) > len(row.rejected) for row in judged]
     return {
         "rows": len(rows),
         "aspects": dict(sorted(Counter(row.aspect for row in rows).items())),

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -20,17 +21,27 @@ from pydantic import Field, model_validator
 
 from posttrain.artifacts.records import Artifact
 from posttrain.artifacts.stage import StageConfig, StageContext, StageResult
+from posttrain.core.errors import ConfigError
 from posttrain.data.prompts import PROMPTS_FILE, PromptRow, check_disjoint, check_prompts, read_prompts
 from posttrain.rewards.config import R1_ZERO_REWARDS, RewardConfig
 from posttrain.training.health import HealthConfig
 from posttrain.training.lora import LoraSettings
 from posttrain.training.preflight import PreflightConfig
-from posttrain.training.trl_common import Schedule
+from posttrain.training.routing import (
+    PreferenceConfig,
+    Routed,
+    Schedule,
+    check_routing,
+    route,
+    schedule_prompts,
+)
+from posttrain.training.trl_common import RateSchedule
 
 if TYPE_CHECKING:
     from trl import GRPOConfig, GRPOTrainer
 
     from posttrain.rewards.pool import VerifierPool
+    from posttrain.training.callbacks import GuardCallback
 
 _MERGE_ROWS = 4
 _FIGURES = {
@@ -60,7 +71,7 @@ class GrpoConfig(StageConfig):
     temperature: float = Field(1.0, gt=0)
     learning_rate: float = Field(3e-4, gt=0)
     warmup_steps: int = Field(3, ge=0)
-    schedule: Schedule = "constant"
+    schedule: RateSchedule = "constant"
     """Learning rate after the warm-up."""
     adam_beta2: float = Field(0.95, gt=0, lt=1)
     max_grad_norm: float = Field(1.0, gt=0)
@@ -72,6 +83,8 @@ class GrpoConfig(StageConfig):
     dtype: Literal["float32", "bfloat16"] = "float32"
     """Type of the weights in training. On a GPU, bfloat16 with LoRA saves memory."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
+    preference: PreferenceConfig | None = None
+    """How reward models take part, for a run that has the inputs ``helpful`` or ``harmless``."""
     save_every: int = Field(25, ge=1)
     """Steps between checkpoints; must fall on a generation boundary (a multiple of ``reuse``)."""
     preflight: PreflightConfig = PreflightConfig()
@@ -97,7 +110,8 @@ class GrpoConfig(StageConfig):
 
 
 def run_grpo(config: GrpoConfig, inputs: Mapping[str, Artifact], context: StageContext) -> StageResult:
-    """Reinforce a model. Inputs: ``model``, ``prompts``, optional ``heldout`` (checked to be disjoint).
+    """Reinforce a model. Inputs: ``model``, ``prompts``, optional ``heldout`` (checked to be disjoint), and the reward
+    models ``helpful`` and ``harmless`` for open prompts.
 
     Outputs: ``model``, ``metrics`` (one row a step), ``samples`` (every completion with reward parts and advantage),
     ``figures``. Raises PreflightError, HealthError, ModelError, DataError.
@@ -111,8 +125,10 @@ def run_grpo(config: GrpoConfig, inputs: Mapping[str, Artifact], context: StageC
 
     torch.set_num_threads(context.threads)
     prompts = _read(context, inputs["prompts"], "training")
-    if "heldout" in inputs:
-        check_disjoint(prompts, _read(context, inputs["heldout"], "held-out"))
+    heldout = _read(context, inputs["heldout"], "held-out") if "heldout" in inputs else []
+    check_disjoint(prompts, heldout)
+    scorers = [name for name in ("helpful", "harmless") if name in inputs]
+    check_routing(scorers, prompts, config.preference)
     folder = context.store.view(inputs["model"])
     device = pick_device(config.device)
     tokenizer = load_tokenizer(folder)
@@ -122,14 +138,14 @@ def run_grpo(config: GrpoConfig, inputs: Mapping[str, Artifact], context: StageC
             config.preflight,
             model=model,
             tokenizer=tokenizer,
-            prompts=prompts,
+            prompts=[row for row in prompts if row.task == "reasoning"],
             pool=pool,
             config_of_stage=config,
             context=context,
         )
-        trainer = _build_trainer(
-            config, context, model=model, tokenizer=tokenizer, prompts=prompts, pool=pool
-        )
+        loaded = _Loaded(model, tokenizer, prompts, heldout, pool)
+        routed = _route(config, {name: inputs[name] for name in scorers}, context, loaded)
+        trainer = _build_trainer(config, context, loaded, routed)
         train_resumable(trainer, context)
     prompt_ids = [
         tokenizer.apply_chat_template(row.messages(), add_generation_prompt=True, return_dict=False)
@@ -202,26 +218,38 @@ def _read(context: StageContext, artifact: Artifact, name: str) -> list[PromptRo
     return rows
 
 
+@dataclass(frozen=True, slots=True)
+class _Loaded:
+    """What a run has in memory."""
+
+    model: Any
+    tokenizer: Any
+    prompts: Sequence[PromptRow]
+    heldout: Sequence[PromptRow]
+    pool: VerifierPool
+
+    @property
+    def think_prefilled(self) -> bool:
+        """Whether the chat template opens the think block."""
+        from posttrain.engines.model_folder import prefills_think
+
+        return prefills_think(self.tokenizer, self.prompts[0].messages())
+
+
 def _build_trainer(
-    config: GrpoConfig,
-    context: StageContext,
-    *,
-    model: Any,
-    tokenizer: Any,
-    prompts: Sequence[PromptRow],
-    pool: VerifierPool,
+    config: GrpoConfig, context: StageContext, loaded: _Loaded, routed: Routed | None
 ) -> GRPOTrainer:
     from datasets import Dataset
     from trl import GRPOTrainer
 
-    from posttrain.engines.model_folder import prefills_think
     from posttrain.rewards.trl_adapter import TrlOptions, as_trl_rewards
     from posttrain.training.callbacks import StageCallback
     from posttrain.training.lora import adapter_config, cast_adapters
 
+    model, tokenizer = loaded.model, loaded.tokenizer
     stops = {tokenizer.eos_token_id, tokenizer.pad_token_id}
-    prefilled = prefills_think(tokenizer, prompts[0].messages())
-    rewards = as_trl_rewards(pool, TrlOptions(stop_token_ids=stops, think_prefilled=prefilled))
+    options = TrlOptions(stop_token_ids=stops, think_prefilled=loaded.think_prefilled)
+    rewards = as_trl_rewards(loaded.pool, options)
     rows = [
         {
             "prompt": row.messages(),
@@ -230,19 +258,80 @@ def _build_trainer(
             "language": row.language,
             "task": row.task,
         }
-        for row in prompts
+        for row in (loaded.prompts if routed is None else routed.order)
     ]
+    arguments = trainer_arguments(config, context.workdir / "trainer", str(model.device.type))
+    functions = list(rewards.functions)
+    if routed is not None:
+        functions += routed.rewards
+        arguments.reward_weights = [*rewards.weights, *routed.weights]
+        arguments.shuffle_dataset = False  # the order is the schedule
     trainer = GRPOTrainer(
         model=model,
-        reward_funcs=rewards.functions,
-        args=trainer_arguments(config, context.workdir / "trainer", str(model.device.type)),
+        reward_funcs=functions,
+        args=arguments,
         train_dataset=Dataset.from_list(rows),
         processing_class=_as_written(tokenizer),
         peft_config=None if config.lora is None else adapter_config(config.lora, model),
         callbacks=[StageCallback(context, config.steps, config.health)],
     )
     cast_adapters(config.lora, trainer.model)
+    if routed is not None and routed.preference.guard is not None:
+        trainer.add_callback(_guard(config, context, loaded, routed))
     return trainer
+
+
+def _route(
+    config: GrpoConfig, models: Mapping[str, Artifact], context: StageContext, loaded: _Loaded
+) -> Routed | None:
+    """The order of the prompts and the reward models on open ones; None for verifiable prompts only."""
+    from posttrain.engines.reward_scorer import RewardScorer
+
+    preference = config.preference
+    if preference is None:
+        return None
+    device = str(loaded.model.device)
+    scorers = {
+        name: RewardScorer.load(context.store.view(model), dtype=config.dtype, device=device)
+        for name, model in models.items()
+    }
+    schedule = Schedule(
+        rounds=config.steps // config.reuse,
+        prompts=config.prompts_per_step,
+        quiet_rounds=preference.first_step(config.steps) // config.reuse,
+        open_share=preference.open_share,
+    )
+    order = schedule_prompts(loaded.prompts, schedule, config.seed)
+    return route(preference, scorers, order, think_prefilled=loaded.think_prefilled)
+
+
+def _guard(config: GrpoConfig, context: StageContext, loaded: _Loaded, routed: Routed) -> GuardCallback:
+    """The callback that looks at held-out prompts. Raises ConfigError where there are none."""
+    from posttrain.training.callbacks import GuardCallback
+    from posttrain.training.preflight import pass_rates
+
+    preference, guard = routed.preference, routed.preference.guard
+    assert guard is not None  # the caller looked
+    rows = [row for row in loaded.heldout if row.task == "reasoning"][: guard.prompts]
+    if not rows:
+        raise ConfigError(
+            "the guard of `preference` has no held-out prompts to look at",
+            hint="give the stage the input `heldout`, or set `preference.guard: null`",
+        )
+
+    def look(model: Any) -> float:
+        rates = pass_rates(model, loaded.tokenizer, rows, pool=loaded.pool, stage=config, tries=1)
+        return sum(rates) / len(rates)
+
+    return GuardCallback(
+        guard,
+        context,
+        look,
+        first_step=preference.first_step(config.steps),
+        weights={
+            reward.__name__: weight for reward, weight in zip(routed.rewards, routed.weights, strict=True)
+        },
+    )
 
 
 def _as_written(tokenizer: Any) -> Any:

@@ -53,7 +53,7 @@ def run_preflight(
     check_template(tokenizer, prompts[0])
     check_lengths(model, tokenizer, prompts, config_of_stage.max_completion_tokens)
     tried = prompts[: config.prompts]
-    rates = pass_rates(model, tokenizer, tried, pool=pool, stage=config_of_stage)
+    rates = pass_rates(model, tokenizer, tried, pool=pool, stage=config_of_stage, tries=config.samples)
     histogram = pass_histogram(rates)
     dead = sum(rate in (0.0, 1.0) for rate in rates)
     text = f"base pass rate on {len(rates)} prompts: " + " ".join(f"{k}:{v}" for k, v in histogram.items())
@@ -146,15 +146,20 @@ def check_lengths(model: Any, tokenizer: Any, prompts: Sequence[PromptRow], comp
 
 
 def pass_rates(
-    model: Any, tokenizer: Any, prompts: Sequence[PromptRow], *, pool: VerifierPool, stage: GrpoConfig
+    model: Any,
+    tokenizer: Any,
+    prompts: Sequence[PromptRow],
+    *,
+    pool: VerifierPool,
+    stage: GrpoConfig,
+    tries: int,
 ) -> list[float]:
-    """Share of right completions of the model as it is, for each prompt."""
+    """Share of right completions among ``tries`` of the model as it is, for each prompt."""
     from posttrain.engines.model_folder import prefills_think
     from posttrain.engines.records import Sampling
     from posttrain.engines.transformers_engine import TransformersEngine
     from posttrain.rewards import Sample
 
-    tries = stage.preflight.samples
     sampling = Sampling(
         max_new_tokens=stage.max_completion_tokens,
         temperature=stage.temperature,

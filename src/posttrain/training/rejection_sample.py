@@ -278,7 +278,6 @@ class _Sampler:
                 id=f"{rows[place].id}-{candidates[place].sample}",
                 messages=tuple(rows[place].messages()),
                 response=target_of(candidates[place].text, self._config.target),
-                reference=rows[place].answer or None,
             )
             for place in places
         ]

@@ -1,15 +1,15 @@
 """Prompts of all kinds in one reinforcement run: which are drawn when, and who scores them.
 
 Here: the order of prompts (``reasoning`` prompts all the way, open ones only in the last part of the steps, as R1
-limits its preference signal), reward models as TRL reward functions for open prompts, and the guard that stops a run
-in which the reward model is pleased while a held-out measure falls. Not here: verifiers (``rewards``), the reward
-models themselves (``reward_model``, ``engines.reward_scorer``), the trainer (``grpo``).
+limits its preference signal), and reward models as TRL reward functions for open prompts. Not here: verifiers
+(``rewards``), the reward models themselves (``reward_model``, ``engines.reward_scorer``), the guard against
+over-optimisation (``guard``), the trainer (``grpo``).
 """
 
 from __future__ import annotations
 
 import random
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -18,24 +18,10 @@ from pydantic import BaseModel, ConfigDict, Field
 from posttrain.core.errors import ConfigError
 from posttrain.data.prompts import PromptRow
 from posttrain.rewards.trl_adapter import completion_text
+from posttrain.training.guard import GuardConfig
 
 if TYPE_CHECKING:
     from posttrain.engines.reward_scorer import RewardScorer
-
-
-class GuardConfig(BaseModel):
-    """Stops when the reward models' score rises while accuracy on held-out prompts falls."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-    every: int = Field(10, ge=1)
-    """Steps between two looks at the held-out prompts."""
-    prompts: int = Field(64, ge=1)
-    """Held-out prompts with a checkable answer, one sampled completion each."""
-    max_drop: float = Field(0.1, gt=0, le=1)
-    """Largest fall of held-out accuracy since the preference signal began."""
-    min_rise: float = Field(0.1, ge=0)
-    """Rise of the mean preference reward, in standard deviations, from which a fall counts as over-optimisation."""
 
 
 class PreferenceConfig(BaseModel):
@@ -128,20 +114,50 @@ class PreferenceReward:
         return values
 
 
-def over_optimised(guard: GuardConfig, preference_means: Sequence[float], held_out: Sequence[float]) -> str:
-    """What went wrong, in words; empty while nothing did.
+@dataclass(frozen=True, slots=True)
+class Routed:
+    """What a trainer needs beside the verifiers."""
 
-    ``preference_means`` is the mean preference reward of each step since the signal began, ``held_out`` the accuracy at
-    each look, the first one before it began.
-    """
-    if len(held_out) < 2 or len(preference_means) < 2:
-        return ""
-    part = max(1, len(preference_means) // 4)
-    rise = sum(preference_means[-part:]) / part - sum(preference_means[:part]) / part
-    fall = held_out[0] - held_out[-1]
-    if rise < guard.min_rise or fall <= guard.max_drop:
-        return ""
-    return (
-        f"the reward model's score rose by {rise:.2f} standard deviations while held-out accuracy fell from "
-        f"{held_out[0]:.1%} to {held_out[-1]:.1%}"
-    )
+    preference: PreferenceConfig
+    rewards: list[PreferenceReward]
+    weights: list[float]
+    order: list[PromptRow]
+    """The prompts of the whole run, in the order of training."""
+
+
+def route(
+    preference: PreferenceConfig,
+    scorers: Mapping[str, RewardScorer],
+    order: list[PromptRow],
+    *,
+    think_prefilled: bool,
+) -> Routed:
+    """Reward functions for the reward models named ``helpful`` and ``harmless``, beside the order of the prompts."""
+    weights = {"helpful": preference.helpful_weight, "harmless": preference.harmless_weight}
+    rewards = [
+        PreferenceReward(name, scorer, clip=preference.clip, think_prefilled=think_prefilled)
+        for name, scorer in scorers.items()
+    ]
+    return Routed(preference, rewards, [weights[name] for name in scorers], order)
+
+
+def check_routing(
+    names: Sequence[str], prompts: Sequence[PromptRow], config: PreferenceConfig | None
+) -> None:
+    """Refuse open prompts that nobody scores, and reward models that nobody asked for."""
+    if config is None and names:
+        raise ConfigError(
+            f"the input {names[0]!r} is given, and the stage has no `preference`",
+            hint="set `preference: {}` for the defaults, or remove the input",
+        )
+    if config is not None and not names:
+        raise ConfigError(
+            "`preference` is set, and the stage has neither the input `helpful` nor `harmless`",
+            hint="add the output `model` of a `reward_model` stage as an input",
+        )
+    open_rows = sum(row.task != "reasoning" for row in prompts)
+    if open_rows and config is None:
+        raise ConfigError(
+            f"{open_rows} of {len(prompts)} prompts have no answer to check, and no reward model is given",
+            hint="add the inputs `helpful` or `harmless` with `preference`, or take these prompts out",
+        )

@@ -20,7 +20,7 @@ from posttrain.data.examples import EXAMPLES_FILE, ExampleRow, check_examples, r
 from posttrain.data.prompts import PROMPTS_FILE, normal_question, read_prompts
 from posttrain.training.lora import LoraSettings
 from posttrain.training.rendering import Rendered, TooLong, fit, render
-from posttrain.training.trl_common import Schedule
+from posttrain.training.trl_common import RateSchedule
 
 if TYPE_CHECKING:
     from trl import SFTTrainer
@@ -40,7 +40,7 @@ class SftConfig(StageConfig):
     micro_batch: int | None = Field(None, ge=1)
     """Examples per forward and backward pass; default all of a step. Lower it when memory runs out."""
     learning_rate: float = Field(1e-4, gt=0)
-    schedule: Schedule = "cosine"
+    schedule: RateSchedule = "cosine"
     """Learning rate after the warm-up."""
     warmup_steps: int = Field(5, ge=0)
     weight_decay: float = Field(0.0, ge=0)

@@ -15,8 +15,8 @@ from posttrain.training.lora import LoraSettings, merge_adapters
 if TYPE_CHECKING:
     from transformers import Trainer
 
-Schedule: TypeAlias = Literal["constant", "linear", "cosine"]
-SCHEDULES: Mapping[Schedule, str] = {
+RateSchedule: TypeAlias = Literal["constant", "linear", "cosine"]
+SCHEDULES: Mapping[RateSchedule, str] = {
     "constant": "constant_with_warmup",
     "linear": "linear",
     "cosine": "cosine",
