@@ -197,8 +197,8 @@ def _base(job: Mapping[str, Any]) -> dict[str, Any]:
     import trl.trainer.grpo_trainer  # noqa: F401 - its byte code is warm from here on
 
     from posttrain.artifacts.store import ArtifactStore
-    from posttrain.data.prompt_sources import PromptsConfig, WordProblemSource, run_prompts
     from posttrain.data.base_text import BaseTextConfig
+    from posttrain.data.prompt_sources import PromptsConfig, WordProblemSource, run_prompts
     from posttrain.training.pretrain_tiny import PretrainTinyConfig, run_pretrain_tiny
 
     shape, home = Shape(**job["shape"]), Path(job["home"])

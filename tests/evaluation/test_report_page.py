@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from dataclasses import replace
 from html.parser import HTMLParser
 
 import pytest
@@ -16,7 +17,8 @@ from posttrain.evaluation.report import (
     render_text,
     segments,
 )
-from posttrain.evaluation.summary import headline, summary_table, visible
+from posttrain.evaluation.summary import Preferred, headline, summary_table, visible
+from posttrain.evaluation.win_rate import win_rate
 
 VOID = {"meta", "link", "br", "hr", "img", "input", "base", "wbr"}
 NASTY = "<think> 3 < 4 & 小明有5个 </think>\n<answer> 7 </answer><script>alert('x')</script>\x1b[31m\u202e"
@@ -318,3 +320,14 @@ def test_rich_markup_in_a_completion_has_no_effect(row, digests):
         ReportData("t", "r", [ModelRow("base", report)], examples=pick_examples({"base": rows}))
     )
     assert "[bold red]x[/bold red] [/] :smile:" in text
+
+
+def test_win_rates_are_a_line_of_the_table(data):
+    rate = win_rate("r1_zero", [1.0] * 30 + [0.0] * 10)
+    label = data.rows[-1].label
+    shown = replace(data, preferred=Preferred(data.rows[0].label, "reward_model", 40, {label: rate}))
+    assert "40 open prompts, judge: reward model" in render_report(shown)
+    text = render_text(shown)
+    line = next(line for line in text.splitlines() if f"Preferred to {data.rows[0].label}" in line)
+    assert "75.0%" in line
+    assert "–" in line

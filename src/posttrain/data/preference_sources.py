@@ -166,7 +166,9 @@ def _read_pandalm(source: PandaLmSource, split: str, seed: int) -> Iterator[Pref
             records = json.load(stream)
     except (OSError, ValueError) as error:
         raise DataError(f"cannot read {path.name}: {error}", hint="check `source.path`") from error
-    yield from _in_order([row for record in records if (row := _judged(record))], split, seed)
+    # Some pairs stand in the file more than once.
+    judged = {row.id: row for record in records if (row := _judged(record))}
+    yield from _in_order(list(judged.values()), split, seed)
 
 
 def _judged(record: Mapping[str, Any]) -> PreferenceRow | None:

@@ -265,20 +265,16 @@ def reward_model_report(
 
 
 def calibration(margins: Sequence[float], bins: int = 10) -> dict[str, float | None]:
-    """Expected calibration error over ``bins`` bins of equal size (Nixon et al. 2019) and Brier score."""
+    """Expected calibration error over ``bins`` bins of equal width (Guo et al. 2017) and Brier score."""
     if not margins:
         return {"expected_error": None, "brier": None}
     # Each pair in both directions: which reply was chosen is not known beforehand.
-    predictions = sorted(
-        [(1 / (1 + math.exp(-m)), 1.0) for m in margins] + [(1 / (1 + math.exp(m)), 0.0) for m in margins]
-    )
+    predictions = [(_sigmoid(sign * m), float(sign > 0)) for m in margins for sign in (1, -1)]
     brier = math.fsum((p - y) ** 2 for p, y in predictions) / len(predictions)
-    error = 0.0
-    for number in range(bins):
-        part = predictions[number * len(predictions) // bins : (number + 1) * len(predictions) // bins]
-        if part:
-            gap = abs(math.fsum(p for p, _ in part) - math.fsum(y for _, y in part)) / len(part)
-            error += gap * len(part) / len(predictions)
+    gaps = [0.0] * bins
+    for predicted, seen in predictions:
+        gaps[min(bins - 1, int(predicted * bins))] += predicted - seen
+    error = math.fsum(map(abs, gaps)) / len(predictions)
     return {"expected_error": error, "brier": brier}
 
 
