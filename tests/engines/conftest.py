@@ -46,7 +46,13 @@ def tiny_artifact(make_context: Callable[[str, dict[str, str]], StageContext]) -
     config = PretrainTinyConfig.model_validate(
         {
             "problems": {"max_steps": 1, "max_value": 10},
-            "text": {"careful_share": 1.0, "careless_share": 0.0, "form_slip_share": 0.2},
+            "text": {
+                "careful_share": 1.0,
+                "careless_share": 0.0,
+                "form_slip_share": 0.2,
+                "open_share": 0.0,
+                "judged_share": 0.0,
+            },
             "vocab_size": 512,
             "hidden_size": 64,
             "intermediate_size": 128,

@@ -84,7 +84,13 @@ def small_pretraining(**changes: Any) -> Any:
 
     small = {
         "problems": {"max_steps": 1, "max_value": 10},
-        "text": {"careful_share": 1.0, "careless_share": 0.0, "form_slip_share": 0.2},
+        "text": {
+            "careful_share": 1.0,
+            "careless_share": 0.0,
+            "form_slip_share": 0.2,
+            "open_share": 0.0,
+            "judged_share": 0.0,
+        },
         "hidden_size": 64,
         "intermediate_size": 128,
         "layers": 2,

@@ -23,7 +23,9 @@ if TYPE_CHECKING:
 
 COMMANDS = {
     "run": "posttrain.cli.run:run",
+    "stage": "posttrain.cli.stage:stage",
     "runs": "posttrain.cli.runs:runs",
+    "compare": "posttrain.cli.compare:compare",
     "show": "posttrain.cli.show:show",
     "recipes": "posttrain.cli.recipes:recipes",
     "doctor": "posttrain.cli.doctor:doctor",

@@ -72,9 +72,9 @@ def run(
         source = apply_overrides(read_recipe(recipe), overrides, stages)
         resolved = resolve_recipe(source, stages=stages, lookup=lookup_in(settings_of(home)))
     if dry_run and resolved is not None:
-        _show_plan(resolved, home, as_json=as_json)
+        show_plan(resolved, home, as_json=as_json)
         return
-    _execute(context, resolved, resume, home, as_json=as_json)
+    execute(context, resolved, resume, home, as_json=as_json)
 
 
 def _is_recipe(text: str) -> bool:
@@ -83,7 +83,7 @@ def _is_recipe(text: str) -> bool:
     return text in shipped_recipes() or Path(text).suffix in (".yaml", ".yml")
 
 
-def _execute(
+def execute(
     context: click.Context,
     resolved: ResolvedRecipe | None,
     resume: str | None,
@@ -91,6 +91,7 @@ def _execute(
     *,
     as_json: bool,
 ) -> None:
+    """Run a resolved recipe, or resume a run, with progress and clean stops."""
     from posttrain.artifacts.home import open_home
     from posttrain.artifacts.stage import StopRequest
     from posttrain.cli._progress import choose_display
@@ -145,7 +146,8 @@ def _show_outcome(home: Home, outcome: RunOutcome) -> None:
     )
 
 
-def _show_plan(resolved: ResolvedRecipe, home_path: Path | None, *, as_json: bool) -> None:
+def show_plan(resolved: ResolvedRecipe, home_path: Path | None, *, as_json: bool) -> None:
+    """Print what would run, with every default."""
     import dataclasses
 
     import yaml

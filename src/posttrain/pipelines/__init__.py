@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from posttrain.pipelines.codeversion import CodeClosure, code_closure, code_version
+    from posttrain.pipelines.compare_runs import compare_runs
     from posttrain.pipelines.doctor import Check, examine
     from posttrain.pipelines.overrides import apply_overrides
     from posttrain.pipelines.plan import PlannedStage, existing_home, lookup_in, plan_recipe
@@ -22,6 +23,7 @@ if TYPE_CHECKING:
     from posttrain.pipelines.runner import resume_run, run_recipe
     from posttrain.pipelines.runs import find_run, latest_unfinished, read_events, remove_run, run_status
     from posttrain.pipelines.show import describe, list_recipes, list_runs
+    from posttrain.pipelines.single import find_stage, stage_recipe
 
 __all__ = [
     "STAGES",
@@ -37,10 +39,12 @@ __all__ = [
     "apply_overrides",
     "code_closure",
     "code_version",
+    "compare_runs",
     "describe",
     "examine",
     "existing_home",
     "find_run",
+    "find_stage",
     "latest_unfinished",
     "list_recipes",
     "list_runs",
@@ -54,10 +58,12 @@ __all__ = [
     "run_recipe",
     "run_status",
     "shipped_recipes",
+    "stage_recipe",
 ]
 
 _HOMES = {
     "codeversion": ("CodeClosure", "code_closure", "code_version"),
+    "compare_runs": ("compare_runs",),
     "doctor": ("Check", "examine"),
     "overrides": ("apply_overrides",),
     "plan": ("PlannedStage", "existing_home", "lookup_in", "plan_recipe"),
@@ -68,6 +74,7 @@ _HOMES = {
     "runner": ("resume_run", "run_recipe"),
     "runs": ("find_run", "latest_unfinished", "read_events", "remove_run", "run_status"),
     "show": ("describe", "list_recipes", "list_runs"),
+    "single": ("find_stage", "stage_recipe"),
 }
 _MODULE_OF = {name: module for module, names in _HOMES.items() for name in names}
 
