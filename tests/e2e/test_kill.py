@@ -71,12 +71,26 @@ KILLS = [
     Kill("the report", event=_started("report")),
 ]
 QUICK = [KILLS[1], KILLS[3], KILLS[9]]
+R1_KILLS = [
+    Kill("demonstrations", event=_started("demonstrations")),
+    Kill("a step of fine-tuning", event=_step("cold-start", 3)),
+    Kill("a shard of rejection sampling", event=_step("reasoning-data", 2)),
+    Kill("open answers", event=_step("open-data", 1)),
+    Kill("the mix", event=_started("sft-data")),
+    Kill("a checkpoint of fine-tuning being written", path=_unsealed_checkpoint),
+    Kill("preferences", event=_started("pairs")),
+    Kill("a step of the reward model", event=_step("helpful", 2)),
+    Kill("the reward model just recorded", event=_finished("helpful")),
+    Kill("final reinforcement, before the preference signal", event=_step("final-rl", 2)),
+    Kill("final reinforcement, with it", event=_step("final-rl", 3)),
+    Kill("win rates", event=_started("win-rates")),
+]
 
 
 @contextmanager
-def _running(home: Path) -> Iterator[subprocess.Popen[bytes]]:
+def _running(home: Path, recipe: Path = RECIPE) -> Iterator[subprocess.Popen[bytes]]:
     process = subprocess.Popen(
-        command("run", str(RECIPE), "--json"),
+        command("run", str(recipe), "--json"),
         env=environment(home),
         stdout=subprocess.PIPE,
         stderr=subprocess.DEVNULL,
@@ -89,10 +103,10 @@ def _running(home: Path) -> Iterator[subprocess.Popen[bytes]]:
         process.wait()
 
 
-def _kill_at(home: Path, kill: Kill) -> bool:
+def _kill_at(home: Path, kill: Kill, recipe: Path = RECIPE) -> bool:
     """Start the run and kill it at that point; False where it finished before the point came."""
     deadline = time.monotonic() + _PATIENCE_SECONDS
-    with _running(home) as process:
+    with _running(home, recipe) as process:
         assert process.stdout is not None
         os.set_blocking(process.stdout.fileno(), False)
         rest = b""
@@ -147,6 +161,24 @@ def test_a_kill_at_every_point(tmp_path: Path, finished_home: Path) -> None:
     last = posttrain(tmp_path, "run", str(RECIPE))
     assert last.returncode == 0, last.stderr
     assert stage_outputs(tmp_path) == stage_outputs(finished_home)
+    assert missed == []
+
+
+@pytest.mark.slow
+def test_kills_in_every_stage_of_r1(tmp_path: Path) -> None:
+    recipe = RECIPE.with_name("small_r1.yaml")
+    whole = posttrain(tmp_path / "whole", "run", str(recipe))
+    assert whole.returncode == 0, whole.stdout[-2000:] + whole.stderr[-2000:]
+    home = tmp_path / "killed"
+    missed = []
+    for kill in R1_KILLS:
+        if not _kill_at(home, kill, recipe):
+            missed.append(kill.name)
+            continue
+        _verify(home, kill)
+    last = posttrain(home, "run", str(recipe))
+    assert last.returncode == 0, last.stderr
+    assert stage_outputs(home) == stage_outputs(tmp_path / "whole")
     assert missed == []
 
 

@@ -22,5 +22,7 @@ def recipes(context: click.Context, *, as_json: bool) -> None:
         click.echo(f"{item['name']}: {item['title'] or item['error'] or ''}")
         if item["stages"]:
             click.echo(f"  {' > '.join(item['stages'])}")
+        for name, summary in item["variants"].items():
+            click.echo(f"  --variant {name}: {summary}")
     if not listed:
         click.echo("no recipes are installed")

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 
 _LATEST = "latest"
 _REPORT_TEXT = "report.txt"
+_VARIANTS = "posttrain.variants"
 
 
 @click.command(short_help="Run a recipe; what was done before is reused.")
@@ -28,6 +29,15 @@ _REPORT_TEXT = "report.txt"
     multiple=True,
     metavar="KEY=VALUE",
     help="Change a key: stage.key=value, or seed=3. May be given several times.",
+)
+@click.option(
+    "--variant",
+    "variants",
+    multiple=True,
+    metavar="NAME",
+    expose_value=False,
+    callback=lambda context, _, names: context.meta.update({_VARIANTS: names}),
+    help="Apply a variant of the recipe (`posttrain recipes` lists them), before any --set.",
 )
 @click.option("--dry-run", is_flag=True, help="Show what would run, every default filled in; run nothing.")
 @click.option(
@@ -55,21 +65,24 @@ def run(
     A stage whose configuration, inputs and code are those of earlier work is reused. Ctrl-C stops at the
     next safe point and prints how to go on. With --json each event is one JSON object on a line of its own.
     """
-    from posttrain.pipelines.overrides import apply_overrides
+    from posttrain.pipelines.overrides import apply_overrides, apply_variants
     from posttrain.pipelines.plan import lookup_in
     from posttrain.pipelines.recipe import read_recipe, shipped_recipes
     from posttrain.pipelines.resolve import resolve_recipe
 
+    variants: tuple[str, ...] = context.meta[_VARIANTS]
     if recipe is None and resume is not None and _is_recipe(resume):
         recipe, resume = resume, _LATEST  # `run --resume RECIPE`: the option took the argument
     if recipe is None and resume is None:
         raise click.UsageError(f"name a recipe: {', '.join(shipped_recipes()) or 'a YAML file'}", context)
-    if resume is not None and (dry_run or overrides):
-        raise click.UsageError("--resume uses the stored recipe: give neither --set nor --dry-run", context)
+    if resume is not None and (dry_run or overrides or variants):
+        raise click.UsageError(
+            "--resume uses the stored recipe: give neither --set nor --variant nor --dry-run", context
+        )
     resolved = None
     if recipe is not None:
         stages = stages_of(context)
-        source = apply_overrides(read_recipe(recipe), overrides, stages)
+        source = apply_overrides(apply_variants(read_recipe(recipe), variants, stages), overrides, stages)
         resolved = resolve_recipe(source, stages=stages, lookup=lookup_in(settings_of(home)))
     if dry_run and resolved is not None:
         show_plan(resolved, home, as_json=as_json)

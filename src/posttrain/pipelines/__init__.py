@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from posttrain.pipelines.codeversion import CodeClosure, code_closure, code_version
     from posttrain.pipelines.compare_runs import compare_runs
     from posttrain.pipelines.doctor import Check, examine
-    from posttrain.pipelines.overrides import apply_overrides
+    from posttrain.pipelines.overrides import apply_overrides, apply_variants
     from posttrain.pipelines.plan import PlannedStage, existing_home, lookup_in, plan_recipe
     from posttrain.pipelines.recipe import Recipe, RecipeSource, read_recipe, shipped_recipes
     from posttrain.pipelines.records import RunOutcome, StageOutcome
@@ -37,6 +37,7 @@ __all__ = [
     "RunOutcome",
     "StageOutcome",
     "apply_overrides",
+    "apply_variants",
     "code_closure",
     "code_version",
     "compare_runs",
@@ -65,7 +66,7 @@ _HOMES = {
     "codeversion": ("CodeClosure", "code_closure", "code_version"),
     "compare_runs": ("compare_runs",),
     "doctor": ("Check", "examine"),
-    "overrides": ("apply_overrides",),
+    "overrides": ("apply_overrides", "apply_variants"),
     "plan": ("PlannedStage", "existing_home", "lookup_in", "plan_recipe"),
     "recipe": ("Recipe", "RecipeSource", "read_recipe", "shipped_recipes"),
     "records": ("RunOutcome", "StageOutcome"),

@@ -1,9 +1,9 @@
-"""``--set key=value``: changing keys of a recipe without editing it.
+"""``--set key=value`` and ``--variant name``: changing keys of a recipe without editing it.
 
-Here: ``stage.key`` (the stage's ``with`` keys, nested ones by dots, list items by position) and top-level
-keys such as ``seed``. Not here: whether the result is valid; an unknown key is refused by ``resolve`` like
-one in the file. A list or mapping that the recipe leaves to its default is first filled in, so that setting
-one of its keys keeps the others.
+Here: ``stage.key`` (the stage's ``with`` keys, nested ones by dots, list items by position), ``stage.inputs.name``
+(another output or artifact; null takes it out) and top-level keys such as ``seed``. Not here: whether the result is
+valid; an unknown key is refused by ``resolve`` like one in the file. A list or mapping that the recipe leaves to its
+default is first filled in, so that setting one of its keys keeps the others.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from pydantic import BaseModel
 from pydantic_core import PydanticUndefined, to_jsonable_python
 
 from posttrain.artifacts.stage import StageSpec
-from posttrain.core.errors import ConfigError
+from posttrain.core.errors import ConfigError, UnknownReferenceError
 from posttrain.core.suggest import did_you_mean
 from posttrain.pipelines._explain import models_at
 from posttrain.pipelines._yaml import KeyPath, parse_value
@@ -44,10 +44,40 @@ def apply_overrides(
             raise ConfigError(
                 f"--set {setting}: expected key=value", hint="for example --set rl.steps=10 or --set seed=3"
             )
-        path = _locate(data, parts, setting)
-        path = _Put(data, setting, stages).put(path, parse_value(text))
+        path = _change(_Put(data, f"--set {setting}", stages), parts, parse_value(text))
         overrides[path] = f"--set {setting}"
     return source.with_data(data, overrides)
+
+
+def apply_variants(
+    source: RecipeSource, names: Iterable[str], stages: Mapping[str, StageSpec]
+) -> RecipeSource:
+    """``source`` with the changes of its variants ``names`` applied in order.
+
+    Its title says which. Raises UnknownReferenceError for a variant that it does not have.
+    """
+    data = copy.deepcopy(source.data)
+    known = data.get("variants") or {} if isinstance(data, dict) else {}
+    overrides: dict[KeyPath, str] = {}
+    for name in names:
+        if name not in known:
+            raise UnknownReferenceError(
+                f"{source.origin} has no variant {name!r}",
+                hint=did_you_mean(name, known) if known else "it has none",
+            )
+        for key, value in known[name]["set"].items():
+            label = f"variant {name}: {key}"
+            overrides[_change(_Put(data, label, stages), key.split("."), copy.deepcopy(value))] = label
+        data["title"] = f"{data.get('title') or data.get('name')}, {name}"
+    return source.with_data(data, overrides)
+
+
+def _change(put: _Put, parts: list[str], value: Any) -> KeyPath:
+    """Set one key in the data of a recipe; returns where it stands."""
+    path = put.put(_locate(put.data, parts, put.setting), value)
+    if value is None and len(path) == 4 and path[2] == "inputs":
+        del put.data["stages"][path[1]]["inputs"][path[3]]
+    return path
 
 
 def _locate(data: Any, parts: list[str], setting: str) -> KeyPath:
@@ -56,6 +86,8 @@ def _locate(data: Any, parts: list[str], setting: str) -> KeyPath:
         entry.get("name") if isinstance(entry, dict) else None
         for entry in (entries if isinstance(entries, list) else [])
     ]
+    if len(parts) > 2 and parts[0] in names and parts[1] == "inputs":
+        return ("stages", names.index(parts[0]), *parts[1:])
     if len(parts) > 1 and parts[0] in names:
         return ("stages", names.index(parts[0]), "with", *parts[1:])
     if len(parts) == 1 and parts[0] in _TOP_KEYS:
@@ -63,7 +95,7 @@ def _locate(data: Any, parts: list[str], setting: str) -> KeyPath:
     known = [f"{name}.{'.'.join(parts[1:])}" for name in names if name] if len(parts) > 1 else list(_TOP_KEYS)
     hint = did_you_mean(".".join(parts), known)
     raise ConfigError(
-        f"--set {setting}: {parts[0]!r} is neither a stage of this recipe nor one of its keys",
+        f"{setting}: {parts[0]!r} is neither a stage of this recipe nor one of its keys",
         hint="write stage.key=value; " + hint,
     )
 
@@ -97,11 +129,11 @@ class _Put:
             if position < len(container):
                 return position
             raise ConfigError(
-                f"--set {self.setting}: {part!r} is not a position in a list of {len(container)}",
+                f"{self.setting}: {part!r} is not a position in a list of {len(container)}",
                 hint=f"use 0 to {len(container) - 1}" if container else "set the whole list: key=[…]",
             )
         raise ConfigError(
-            f"--set {self.setting}: {part!r} leads into a value that has no keys", hint="set the value itself"
+            f"{self.setting}: {part!r} leads into a value that has no keys", hint="set the value itself"
         )
 
     def _default_at(self, path: list[str | int]) -> Any:

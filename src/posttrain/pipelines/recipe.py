@@ -48,6 +48,15 @@ class StageEntry(_Record):
     """The keys of the stage's configuration that differ from its defaults."""
 
 
+class Variant(_Record):
+    """A named set of changes to a recipe, for ablations."""
+
+    summary: str = ""
+    """What the variant asks, in one line."""
+    changes: Mapping[str, Any] = Field(alias="set")
+    """Keys as ``--set`` writes them, with their values; a null for an input takes it out."""
+
+
 class Recipe(_Record):
     """A recipe as written: sparse, nothing filled in."""
 
@@ -64,6 +73,8 @@ class Recipe(_Record):
     stages: tuple[StageEntry, ...] = Field(min_length=1)
     outputs: Mapping[Name, str] = Field(default_factory=dict)
     """Name to ``stage.output``: what the recipe is run for."""
+    variants: Mapping[Name, Variant] = Field(default_factory=dict)
+    """Ablations: ``posttrain run RECIPE --variant NAME``. A resolved recipe has none; they have been applied."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -131,7 +131,14 @@ def list_recipes(*, stages: Mapping[str, StageSpec] = STAGES) -> list[dict[str, 
     """Every shipped recipe; one that does not resolve says why under ``error``."""
     listed = []
     for name, path in shipped_recipes().items():
-        facts: dict[str, Any] = {"name": name, "file": str(path), "title": "", "stages": [], "error": None}
+        facts: dict[str, Any] = {
+            "name": name,
+            "file": str(path),
+            "title": "",
+            "stages": [],
+            "variants": {},
+            "error": None,
+        }
         try:
             resolved = resolve_recipe(read_recipe(path), stages=stages)
         except ConfigError as error:
@@ -148,6 +155,7 @@ def _recipe_facts(resolved: ResolvedRecipe) -> dict[str, Any]:
         "description": resolved.recipe.description,
         "allow_hub": resolved.recipe.allow_hub,
         "stages": [f"{stage.name} ({stage.spec.kind})" for stage in resolved.stages],
+        "variants": {name: variant.summary for name, variant in resolved.recipe.variants.items()},
         "digest": resolved.digest,
     }
 
