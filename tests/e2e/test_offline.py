@@ -10,6 +10,8 @@ import shutil
 import subprocess
 from pathlib import Path
 
+import pytest
+
 from tests.e2e.conftest import RECIPE, command, environment
 
 _GUARD = """
@@ -39,13 +41,14 @@ def _in_namespace() -> list[str]:
     return prefix if works else []
 
 
-def test_the_pipeline_runs_without_a_network(tmp_path: Path) -> None:
+@pytest.mark.parametrize("recipe", [RECIPE, RECIPE.with_name("small_r1.yaml")], ids=["r1-zero", "r1"])
+def test_the_pipeline_runs_without_a_network(tmp_path: Path, recipe: Path) -> None:
     guard = tmp_path / "guard"
     guard.mkdir()
     (guard / "sitecustomize.py").write_text(_GUARD)
     record = tmp_path / "connections"
     done = subprocess.run(
-        [*_in_namespace(), *command("run", str(RECIPE))],
+        [*_in_namespace(), *command("run", str(recipe))],
         env=environment(
             tmp_path / "home",
             PYTHONPATH=str(guard),
