@@ -6,8 +6,8 @@ prompt. R1 made its reasoning examples this way, and, with ``think_first`` and `
 thinks before it writes, and only what follows the thought is kept. With ``rules: null`` it is best-of-n. Not here: what
 the rules say (``rewards``), how a judge is asked (``engines.judges``), how examples are learned (``sft``).
 
-A shard that is done is kept in the stage's folder, so a killed stage goes on with the next one. A verification or a
-judge that failed is never a rejection: it is counted by itself.
+A shard that is done is kept in the stage's folder, so a killed stage goes on with the next one. A verification that
+failed leaves its sample out as ``unscored``; a judge that failed rejects nothing, and is counted.
 """
 
 from __future__ import annotations
@@ -136,8 +136,8 @@ def choose(
                 rejected.append(replace(candidate, reason="not the best: others of the prompt were kept"))
             else:
                 chosen.append(candidate)
+                seen.add(text)
                 taken += 1
-            seen.add(text)
     return chosen, rejected
 
 
