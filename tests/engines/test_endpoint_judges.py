@@ -130,9 +130,9 @@ def test_passing_trouble_is_waited_out(start: Starter, trouble: list[Answer]) ->
 
 
 def test_what_cannot_be_waited_out_is_said(start: Starter) -> None:
-    scripts: dict[str, list[Answer]] = {"down": [500], "key": [401], "slow": [0.6], "good": ["yes"]}
+    scripts: dict[str, list[Answer]] = {"down": [500], "key": [401], "slow": [2.5], "good": ["yes"]}
     server = start(lambda question: scripts[question])
-    engine = EndpointEngine(endpoint(server, timeout_seconds=0.2, max_attempts=2))
+    engine = EndpointEngine(endpoint(server, timeout_seconds=1.0, max_attempts=2))
     answers = engine.complete_each([ask(name) for name in scripts], Sampling(8))
     failures = [answer for answer in answers if isinstance(answer, EndpointFailure)]
     assert [f.reason.split(":")[0] for f in failures] == ["HTTP 500", "HTTP 401", "ReadTimeout"]
@@ -173,13 +173,13 @@ def test_an_outage_midway_loses_no_sample_and_rejects_none(start: Starter) -> No
             "bad": ["No."],
             "late": [500, "Yes"],
             "down": [500],
-            "slow": [0.6],
+            "slow": [2.5],
             "odd": ["Perhaps", "hard to say"],
             "twice": ["Perhaps", "No"],
         }[found[1]]  # type: ignore[return-value]
 
     names = ["good", "bad", "late", "down", "slow", "odd", "twice", "good"]
-    judge = judge_of(start(script), timeout_seconds=0.2, max_attempts=2)
+    judge = judge_of(start(script), timeout_seconds=1.0, max_attempts=2)
     found = judge.judge([request(name, f"case-{name}") for name in names])
     assert [j.value for j in found] == [1.0, 0.0, 1.0, None, None, None, 0.0, 1.0]
     assert [j.reason for j in found[3:6]] == [

@@ -163,7 +163,7 @@ def flaky() -> Iterator[Server]:
 
     def script(_: str) -> list[Any]:
         number = next(count)
-        return [["Yes"], ["No"], [500], ["GARBAGE"], [0.5], ["maybe", "who knows"]][number % 6]  # type: ignore[list-item]
+        return [["Yes"], ["No"], [500], ["GARBAGE"], [2.5], ["maybe", "who knows"]][number % 6]  # type: ignore[list-item]
 
     server = Server(script)
     yield server
@@ -176,7 +176,7 @@ def test_a_judge_that_breaks_down_rejects_nothing(
     endpoint = {
         "base_url": flaky.url,
         "model": "m",
-        "timeout_seconds": 0.2,
+        "timeout_seconds": 1.0,
         "max_attempts": 1,
         "concurrency": 8,
     }
