@@ -124,7 +124,12 @@ _SPECS: tuple[StageSpec, ...] = (
         summary="models side by side: one page, one record",
         config="posttrain.evaluation.report_stage:ReportConfig",
         run="posttrain.evaluation.report_stage:run_report",
-        inputs={"evaluations*": "report", "metrics?": "metrics", "win_rates?": "report"},
+        inputs={
+            "evaluations*": "report",
+            "training*": "metrics",
+            "reward_models*": "report",
+            "win_rates?": "report",
+        },
         outputs={"report": "report"},
     ),
     StageSpec(
