@@ -104,6 +104,22 @@ _SPECS: tuple[StageSpec, ...] = (
         outputs={"model": "model", "metrics": "metrics", "report": "report", "figures": "figures"},
     ),
     StageSpec(
+        kind="dpo",
+        summary="learning from pairs of replies without a reward model: direct preference optimisation",
+        config="posttrain.training.preference:DpoConfig",
+        run="posttrain.training.preference:run_dpo",
+        inputs={"model": "model", "preferences": "dataset", "heldout?": "dataset"},
+        outputs={"model": "model", "metrics": "metrics", "samples": "samples", "figures": "figures"},
+    ),
+    StageSpec(
+        kind="kto",
+        summary="learning from replies labelled desirable or not: Kahneman-Tversky optimisation",
+        config="posttrain.training.preference:KtoConfig",
+        run="posttrain.training.preference:run_kto",
+        inputs={"model": "model", "preferences": "dataset", "heldout?": "dataset"},
+        outputs={"model": "model", "metrics": "metrics", "samples": "samples", "figures": "figures"},
+    ),
+    StageSpec(
         kind="evaluate",
         summary="accuracy, format and language on held-out prompts, with exact intervals",
         config="posttrain.evaluation.evaluate:EvaluateConfig",
