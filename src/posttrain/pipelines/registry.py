@@ -84,7 +84,15 @@ _SPECS: tuple[StageSpec, ...] = (
         summary="a model's own best completions as examples, and a reason for each of the others",
         config="posttrain.training.rejection_sample:RejectionSampleConfig",
         run="posttrain.training.rejection_sample:run_rejection_sample",
-        inputs={"model": "model", "prompts": "dataset", "judge_model?": "model"},
+        inputs={"model": "model", "prompts": "dataset", "judge_model?": "model", "reward_model?": "model"},
+        outputs={"examples": "dataset", "rejected": "dataset"},
+    ),
+    StageSpec(
+        kind="best_of_n",
+        summary="of several replies to a prompt, the one that a reward model scores highest, as an example",
+        config="posttrain.training.best_of_n:BestOfNConfig",
+        run="posttrain.training.best_of_n:run_best_of_n",
+        inputs={"model": "model", "prompts": "dataset", "reward_model?": "model", "judge_model?": "model"},
         outputs={"examples": "dataset", "rejected": "dataset"},
     ),
     StageSpec(
