@@ -81,7 +81,7 @@ def test_the_best_by_the_reward_model_is_kept_of_every_prompt(
     ]
     assert all(value <= best[prompt] + 1e-3 for prompt, value in others)
     everything = [*best.values(), *(value for _, value in others)]
-    assert sum(best.values()) / len(best) > sum(everything) / len(everything) + 0.2
+    assert sum(best.values()) / len(best) > sum(everything) / len(everything) + 0.1
     assert {row["reason"].split(":")[0] for row in rejected} <= {"not the best", "duplicate", "empty"}
     assert done.summary["judge_failures"] == 0
     card = shared_bench.store.read_bytes(done.outputs["examples"], "README.md").decode()

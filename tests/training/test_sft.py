@@ -137,6 +137,23 @@ def test_adapters_are_merged_and_the_merge_is_checked(
     assert model.config.architectures == ["LlamaForCausalLM"]
 
 
+def test_adapters_in_the_type_of_the_weights_resume_exactly(
+    shared_bench: Bench, tiny_base: Mapping[str, Artifact], demonstrations: Artifact
+) -> None:
+    config = small(dtype="bfloat16", lora={"rank": 4, "dtype": "model"}, epochs=1, save_every=2)
+    wired = inputs(tiny_base, demonstrations)
+    whole = shared_bench.run(run_sft, config, wired, work="sft-bf16-whole").outputs
+    context = shared_bench.context("run_sft", config, wired, work="sft-bf16-stopped")
+
+    def stop_late(event: Any) -> None:
+        context.stop.requested |= event.kind == "progress" and event.data["step"] >= 3
+
+    with pytest.raises(Interrupted):
+        run_sft(config, wired, replace(context, events=stop_late))
+    resumed = shared_bench.run(run_sft, config, wired, work="sft-bf16-stopped").outputs
+    assert {n: a.digest for n, a in resumed.items()} == {n: a.digest for n, a in whole.items()}
+
+
 def test_a_merge_that_changes_the_model_is_noticed(
     shared_bench: Bench, tiny_base: Mapping[str, Artifact]
 ) -> None:

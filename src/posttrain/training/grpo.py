@@ -5,8 +5,8 @@ optimizer step draws ``prompts_per_step`` prompts times ``completions`` answers,
 step on-policy (or several, with ``reuse``). Read top to bottom: config, run, trainer, outputs.
 
 Resume is exact because every step is a generation boundary, checkpoints are sealed before they count, and nothing that
-depends on the clock enters an artifact. Left out: a reference that is refreshed on the way (R1 does it by chaining
-stages), vLLM (another environment), multi-GPU launch (``accelerate launch`` around the same stage).
+depends on the clock enters an artifact. Left out: vLLM (another environment), multi-GPU launch (``accelerate launch``
+around the same stage).
 """
 
 from __future__ import annotations
@@ -80,6 +80,9 @@ class GrpoConfig(StageConfig):
     share_prompts: bool = True
     """Run each prompt once for its whole group, in sampling and in the loss: equal up to rounding, and faster, the
     longer prompts are beside completions. False is TRL's own loop, draw for draw."""
+    reference_every: int | None = Field(None, ge=1)
+    """Steps after which the policy becomes the model that the penalty is about, again and again (R1-Zero: 400); null
+    keeps the starting model. A multiple of ``reuse``."""
     loss: Literal["grpo", "dr_grpo", "dapo", "bnpo"] = "dapo"
     scale_rewards: Literal["group", "batch", "none"] = "group"
     lora: LoraSettings | None = None
@@ -106,6 +109,13 @@ class GrpoConfig(StageConfig):
             raise ValueError(
                 f"save_every {self.save_every} is not a multiple of reuse {self.reuse}: a checkpoint inside a round of "
                 "completions cannot be resumed exactly; change `save_every`"
+            )
+        if self.reference_every and not self.beta:
+            raise ValueError("reference_every without a KL penalty has no effect; set `beta` above 0")
+        if self.reference_every and self.reference_every % self.reuse:
+            raise ValueError(
+                f"reference_every {self.reference_every} is not a multiple of reuse {self.reuse}: a round of "
+                "completions has one reference; change `reference_every`"
             )
         if self.steps % self.reuse:
             raise ValueError(f"steps {self.steps} is not a multiple of reuse {self.reuse}; change `steps`")
@@ -249,6 +259,7 @@ def _build_trainer(
     from posttrain.training.callbacks import StageCallback
     from posttrain.training.grpo_trainer import SharedPromptTrainer
     from posttrain.training.lora import adapter_config, cast_adapters
+    from posttrain.training.reference import move_reference
 
     model, tokenizer = loaded.model, loaded.tokenizer
     stops = {tokenizer.eos_token_id, tokenizer.pad_token_id}
@@ -280,6 +291,8 @@ def _build_trainer(
         callbacks=[StageCallback(context, config.steps, config.health)],
     )
     cast_adapters(config.lora, trainer.model)
+    if config.reference_every is not None:
+        move_reference(trainer, config.reference_every)
     if routed is not None and routed.preference.guard is not None:
         trainer.add_callback(_guard(config, context, loaded, routed))
     return trainer

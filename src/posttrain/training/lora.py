@@ -6,6 +6,7 @@ adapters and after the merge must agree. Between stages a model is always whole;
 
 from __future__ import annotations
 
+import functools
 import re
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, Literal
@@ -56,9 +57,11 @@ def adapter_config(settings: LoraSettings, model: Any, task: str = "CAUSAL_LM") 
 
 
 def cast_adapters(settings: LoraSettings | None, model: Any) -> None:
-    """Give the adapters the type of the weights, where the settings say so."""
+    """Give the adapters the type of the weights, where the settings say so, also when a checkpoint is loaded."""
     if settings is None or settings.dtype != "model":
         return
+    # PEFT makes what it loads float32, and a resumed run would go on with other adapters than it was stopped with.
+    model.load_adapter = functools.partial(model.load_adapter, autocast_adapter_dtype=False)
     for parameter in model.parameters():
         if parameter.requires_grad:
             parameter.data = parameter.data.to(model.dtype)
