@@ -19,8 +19,8 @@ from tests.training.conftest import Bench
 SMALL: dict[str, Any] = {
     "steps": 7,
     "prompts_per_step": 2,
-    "completions": 4,
-    "max_completion_tokens": 12,
+    "completions": 8,
+    "max_completion_tokens": 20,
     "learning_rate": 3e-3,
     "warmup_steps": 0,
     "beta": 0.05,
