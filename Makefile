@@ -7,8 +7,9 @@ export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
 .PHONY: demo test test-slow bench setup lint types layers unit lock docs clean
 
-demo: setup  ## run the main job: a base model through the R1-Zero recipe, and where its report is
+demo: setup  ## run the main job: a base model through R1-Zero and R1 (what both need is made once), and where the reports are
 	$(BIN)/posttrain run r1-zero-tiny $(ARGS)
+	$(BIN)/posttrain run r1-tiny $(ARGS)
 
 test: setup lint types layers unit  ## everything that CI runs
 

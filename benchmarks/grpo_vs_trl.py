@@ -3,7 +3,9 @@
 Here: a tiny base model is made once; then both sides train it in turn, each in a fresh process. ``_ours`` is the
 stage as a recipe runs it. ``_bare`` is the script that a user would write instead: GRPOTrainer, settings by hand,
 regular expressions for rewards, nothing of posttrain imported. Same data, seed, checkpoint cadence and completion log;
-the same loss curve and final weights are required, else the figures are void. Not here: GPUs, vLLM.
+the same loss curve and final weights are required, else the figures are void. That is asked of the stage with
+``share_prompts: false``, which draws as TRL does; the stage as it ships (``shared``) draws otherwise and is timed
+beside the same script. Not here: GPUs, vLLM.
 
 Training time is taken around ``trainer.train()`` on both sides. The stage's preflight (one prompt, one completion: the
 least it accepts) and what it writes afterwards (tables, figures, an artifact each) are in the whole-process rows only.
@@ -93,11 +95,16 @@ def run(size: Size, rounds: int) -> Outcome:
     with tempfile.TemporaryDirectory(prefix="posttrain-bench-") as name:
         folder = Path(name)
         base = _child("base", {"shape": asdict(shape), "home": str(folder / "base")}, environment, folder)
-        results: dict[str, list[dict[str, Any]]] = {"ours": [], "bare": []}
+        results: dict[str, list[dict[str, Any]]] = {"ours": [], "shared": [], "bare": []}
 
         def side(kind: str) -> Callable[[int], Values]:
             def train(number: int) -> Values:
-                job = {**base["result"], "shape": asdict(shape), "folder": str(folder / f"{kind}-{number}")}
+                job = {
+                    **base["result"],
+                    "shape": asdict(shape),
+                    "folder": str(folder / f"{kind}-{len(results[kind])}"),
+                    "share_prompts": kind == "shared",
+                }
                 child = _child(kind, job, environment, folder)
                 results[kind].append(child["result"])
                 values: Values = child["values"]
@@ -106,11 +113,12 @@ def run(size: Size, rounds: int) -> Outcome:
             return train
 
         pairs = pair(rounds, side("ours"), side("bare"))
+        faster = pair(rounds, side("shared"), side("bare"))
     faults = differences(results["ours"], results["bare"])
     return Outcome(
-        rows=_rows(pairs),
+        rows=[*_rows(pairs), *_rows(faster, "prompts shared, ")],
         notes=_notes(shape, pairs, equal=not faults),
-        facts={"ours": results["ours"][0], "bare": results["bare"][0]},
+        facts={name: found[0] for name, found in results.items()},
         faults=faults,
     )
 
@@ -130,21 +138,21 @@ def differences(ours: Sequence[Mapping[str, Any]], bare: Sequence[Mapping[str, A
     return found
 
 
-def _rows(pairs: Pairs) -> list[Row]:
+def _rows(pairs: Pairs, prefix: str = "") -> list[Row]:
     peer = "bare TRL script"
 
-    def steps(what: str, prefix: str) -> Row:
-        names = sorted(name for name in pairs.ours[0] if name.startswith(prefix))
+    def steps(what: str, start: str) -> Row:
+        names = sorted(name for name in pairs.ours[0] if name.startswith(start))
         ours, theirs = ([run[name] for run in side for name in names] for side in (pairs.ours, pairs.theirs))
-        return Row(what, peer, ours, theirs, target=_TARGET)
+        return Row(f"{prefix}{what}", peer, ours, theirs, target=_TARGET)
 
     return [
         steps("one step, wall", "step_wall_"),
         steps("one step, processor", "step_cpu_"),
-        pairs.row("train(), wall", "train_wall", peer, target=_TARGET),
-        pairs.row("train(), processor", "train_cpu", peer, target=_TARGET),
-        pairs.row("process, wall", "process_wall", peer),
-        pairs.row("process, processor", "process_cpu", peer),
+        pairs.row(f"{prefix}train(), wall", "train_wall", peer, target=_TARGET),
+        pairs.row(f"{prefix}train(), processor", "train_cpu", peer, target=_TARGET),
+        pairs.row(f"{prefix}process, wall", "process_wall", peer),
+        pairs.row(f"{prefix}process, processor", "process_cpu", peer),
     ]
 
 
@@ -249,6 +257,7 @@ def _ours(job: Mapping[str, Any]) -> dict[str, Any]:
         max_completion_tokens=shape.max_completion_tokens,
         save_every=shape.save_every,
         device="cpu",
+        share_prompts=job["share_prompts"],
         preflight=PreflightConfig(prompts=1, samples=1, gold=1, max_dead_share=1),
         # Watched all the same, but a short run of a bad model must not be stopped for it.
         health=HealthConfig(divergence=Limit(value=0.15), max_none=Limit(value=0.2)),
@@ -419,7 +428,7 @@ def _digest(weights: Path) -> str:
 
 
 def _main(kind: str, job: Mapping[str, Any]) -> None:
-    answer = {"base": _base, "ours": _ours, "bare": _bare}[kind](job)
+    answer = {"base": _base, "ours": _ours, "shared": _ours, "bare": _bare}[kind](job)
     Path(job["answer"]).write_text(json.dumps(answer), encoding="utf-8")
 
 

@@ -74,7 +74,7 @@ def data(rows, row, digests):
         recipe="r1-zero-tiny",
         rows=[ModelRow("base", reports[0]), ModelRow("R1-Zero", reports[1])],
         comparison=compare(before, after, before_label="base", after_label="R1-Zero"),
-        metrics=LOG,
+        training={"R1-Zero": LOG},
         examples=pick_examples({"base": before, "R1-Zero": after}, count=42),
         facts={"Parameters": "3.2 million", "Seed": "0"},
         digests={"Recipe": "sha256:" + "d" * 64},
@@ -331,3 +331,20 @@ def test_win_rates_are_a_line_of_the_table(data):
     line = next(line for line in text.splitlines() if f"Preferred to {data.rows[0].label}" in line)
     assert "75.0%" in line
     assert "–" in line
+
+
+def test_several_training_runs_and_reward_models_each_have_their_place(data):
+    report = {
+        "pair_accuracy": {"value": 0.817, "low": 0.768, "high": 0.859, "n": 300},
+        "calibration": {"expected_error": 0.0312, "brier": 0.14},
+        "length_bias": {"value": None, "low": None, "high": None, "n": 0},
+    }
+    both = replace(data, training={"R1-Zero": LOG, "R1": LOG, "empty": []}, reward_models={"helpful": report})
+    page = Page(render_report(both))
+    ids = [attributes["id"] for _, attributes in page.tags if "id" in attributes]
+    assert len(ids) == len(set(ids)) > 0
+    assert page.text.count("Response length") == 2
+    assert "empty" not in page.text
+    for text in ("ranked as people did", "81.7%", "76.8 to 85.9", "0.031"):
+        assert text in page.text
+    assert "R1-Zero" in render_text(both)

@@ -189,6 +189,18 @@ def test_thinking_is_shown_to_the_sampler_and_left_out_of_the_example(
         small(think_shots=shots)
 
 
+def test_without_rules_an_empty_reply_is_still_no_example(
+    shared_bench: Bench, tiny_base: Mapping[str, Artifact]
+) -> None:
+    source = PromptsConfig.model_validate({"source": {"kind": "open_tasks"}, "train": 24, "heldout": 8})
+    prompts = shared_bench.run(run_prompts, source).outputs["train"]
+    config = small(rules=None, think_first=True, target="final", max_completion_tokens=6)
+    done = shared_bench.run(run_rejection_sample, config, {"model": tiny_base["model"], "prompts": prompts})
+    assert done.summary["rejected"]["empty"] > 0
+    rows = read_examples(shared_bench.store.view(done.outputs["examples"]) / EXAMPLES_FILE)
+    assert len(rows) + sum(done.summary["rejected"].values()) == done.summary["sampled"]
+
+
 @pytest.fixture
 def flaky() -> Iterator[Server]:
     """A judge that breaks down after some answers: 500, garbage, silence."""

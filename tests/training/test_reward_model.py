@@ -127,6 +127,20 @@ def test_a_stopped_run_ends_the_same(
     assert {n: a.digest for n, a in resumed.items()} == {n: a.digest for n, a in trained.items()}
 
 
+def test_adapters_are_merged_and_their_dropout_is_kept(
+    shared_bench: Bench, tiny_base: Mapping[str, Artifact], pairs: Mapping[str, Artifact]
+) -> None:
+    made = [
+        shared_bench.run(
+            run_reward_model, small(epochs=1, lora={"rank": 4, "dropout": dropout}), wired(tiny_base, pairs)
+        ).outputs["model"]
+        for dropout in (0.0, 0.3)
+    ]
+    assert not any("adapter" in entry.path for artifact in made for entry in artifact.files)
+    weights = [next(e.digest for e in a.files if e.path == "model.safetensors") for a in made]
+    assert weights[0] != weights[1]
+
+
 def test_what_is_refused(
     shared_bench: Bench, tiny_base: Mapping[str, Artifact], pairs: Mapping[str, Artifact]
 ) -> None:
@@ -136,7 +150,7 @@ def test_what_is_refused(
         )
     with pytest.raises(DataError, match="longer than 16 tokens"):
         shared_bench.run(run_reward_model, small(max_tokens=16), wired(tiny_base, pairs))
-    with pytest.raises(DataError, match="the preferences preferences are empty"):
+    with pytest.raises(DataError, match="the training preferences are empty"):
         shared_bench.run(run_reward_model, small(aspects=("helpful",)), wired(tiny_base, pairs))
     with pytest.raises(ModelError, match="is not a reward model"):
         RewardScorer.load(shared_bench.store.view(tiny_base["model"]))

@@ -143,9 +143,10 @@ def demonstrate(problem: WordProblem) -> str:
     return f"<think>{gap.join(parts)}</think><answer>{problem.answer}</answer>"
 
 
+# In words that the tiny base has read: characters that it has not come out as stray bytes, a few percent of the time.
 _TELLING: Mapping[Language, tuple[str, Mapping[str, str], str]] = {
     "en": ("Start with {n}.", {"+": "Add", "-": "Take", "*": "Times"}, "The answer is {n}."),
-    "zh": ("从{n}开始。", {"+": "加", "-": "减", "*": "乘"}, "答案是{n}。"),
+    "zh": ("现在有{n}个。", {"+": "加", "-": "减", "*": "乘"}, "答案是{n}。"),
 }
 
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Literal, TypeAlias
@@ -38,6 +38,11 @@ class PreferenceRow:
     tags: Mapping[str, str] = field(default_factory=dict)
     """Free labels."""
 
+    @property
+    def question(self) -> str:
+        """What was asked last."""
+        return self.messages[-1]["content"]
+
 
 def is_tie(row: PreferenceRow) -> bool:
     """Whether the two replies were judged equal: such a row measures, and is never learned."""
@@ -60,6 +65,19 @@ def read_preferences(path: Path) -> list[PreferenceRow]:
             rows.append(PreferenceRow(**{**record, "messages": tuple(record["messages"])}))
         except (ValueError, TypeError, KeyError, AttributeError) as error:
             raise DataError(f"{path.name} line {number} is not a preference row: {error}") from error
+    return rows
+
+
+def judged_rows(
+    folder: Path, aspects: Collection[Aspect], name: str, *, ties: bool = False
+) -> list[PreferenceRow]:
+    """The checked rows of a dataset that are about ``aspects``; pairs that were judged equal only with ``ties``."""
+    rows = [
+        row
+        for row in read_preferences(folder / PREFERENCES_FILE)
+        if row.aspect in aspects and (ties or not is_tie(row))
+    ]
+    check_preferences(rows, name)
     return rows
 
 

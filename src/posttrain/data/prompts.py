@@ -139,6 +139,17 @@ def check_disjoint(train: Sequence[PromptRow], heldout: Sequence[PromptRow]) -> 
         )
 
 
+def check_not_asked(questions: Iterable[str], heldout: Iterable[str], what: str) -> None:
+    """Refuse training rows (``what`` names them) whose question is also a held-out one."""
+    held = {normal_question(question) for question in heldout}
+    shared = [question for question in questions if normal_question(question) in held]
+    if shared:
+        raise DataError(
+            f"{len(shared)} {what} ask a held-out question, the first: {shared[0][:80]!r}",
+            hint="a held-out set must be disjoint: remove them from one of the two sets",
+        )
+
+
 def prompt_set_facts(rows: Sequence[PromptRow]) -> dict[str, Any]:
     """Counts for a dataset card: rows, tasks, languages, and each tag's values."""
     languages: dict[str, int] = {}

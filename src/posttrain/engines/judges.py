@@ -1,4 +1,4 @@
-"""Judges: a model of the store, or an OpenAI-compatible server.
+"""Judges: a model of the store, an OpenAI-compatible server, or a reward model.
 
 Here: asking, and reading the answer strictly. Not here: what is done with a judgement. *Covered*: an answer that cannot
 be read is asked for once more and then has no value; a position-biased judge contradicts itself in the two orders and
@@ -7,6 +7,7 @@ counts as undecided. *Not covered*: a judge that prefers length, its own style o
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
@@ -25,6 +26,7 @@ from posttrain.engines.judging import (
     PairRequest,
 )
 from posttrain.engines.records import Conversation, Sampling
+from posttrain.engines.reward_scorer import RewardScorer
 
 UNREADABLE = "unreadable verdict"
 _RATING = re.compile(r"^\W*rating\W*(\d+)\b", re.IGNORECASE)
@@ -185,6 +187,28 @@ class _ModelJudge(_TextJudge):
             for index, value in zip(batch, logits.float().softmax(-1)[:, 0].tolist(), strict=True):
                 values[index] = value
         return values
+
+
+class RewardModelJudge:
+    """A reward model by its standardised scores; a reply that is too long for it has no value."""
+
+    def __init__(self, scorer: RewardScorer) -> None:
+        self._scorer = scorer
+
+    def judge(self, requests: Sequence[JudgeRequest]) -> list[Judgement]:
+        """One judgement a request, in order."""
+        fits = [self._scorer.fits(request.messages, request.response) for request in requests]
+        fitting = [request for request, does in zip(requests, fits, strict=True) if does]
+        scores = iter(self._scorer.score([r.messages for r in fitting], [r.response for r in fitting]))
+        return [_scored(next(scores) if does else None) for does in fits]
+
+
+def _scored(score: float | None) -> Judgement:
+    if score is None:
+        return Judgement(None, "judge failed: the reply is longer than the reward model's positions")
+    if not math.isfinite(score):
+        return Judgement(None, f"judge failed: the score is {score}")
+    return Judgement(score)
 
 
 def rating(text: str) -> float | None:

@@ -1,7 +1,8 @@
 """What a judge is asked and what it answers.
 
-Here: frozen, torch-free records, the configs of the two kinds of judges, and the role. Not here: asking (``judges``).
-To add a judge: a config with a ``kind`` of its own in ``JudgeConfig``, and its class in ``judges``.
+Here: frozen, torch-free records, the configs of the judges (two kinds of language models, and reward models), and the
+roles. Not here: asking (``judges``). To add a judge: a config with a ``kind`` of its own in ``JudgeConfig``, or in
+``ReplyJudgeConfig`` where it cannot compare, and its class in ``judges``.
 
 A judge that fails (an outage, an answer that cannot be read) gives None and a reason. That is never a verdict.
 """
@@ -96,7 +97,23 @@ class EndpointJudgeConfig(_Judge):
     endpoint: EndpointConfig
 
 
+class RewardModelJudgeConfig(BaseModel):
+    """A reward model of the store, given as the stage's input ``reward_model``. It judges the part of a reply that it
+    was trained on, by its standardised score: 0 is the mean of its calibration replies, 1 a standard deviation above
+    it. Most scores lie between -3 and 3, and none is cut; where the scored part is empty it is -3."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    kind: Literal["reward_model"] = "reward_model"
+    batch_size: int = Field(128, ge=1)
+
+
 JudgeConfig: TypeAlias = Annotated[ModelJudgeConfig | EndpointJudgeConfig, Field(discriminator="kind")]
+"""Language models: they judge single replies, from 0 to 1, and compare two."""
+ReplyJudgeConfig: TypeAlias = Annotated[
+    ModelJudgeConfig | EndpointJudgeConfig | RewardModelJudgeConfig, Field(discriminator="kind")
+]
+"""Everybody who judges single replies."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -119,7 +136,8 @@ class Judgement:
     """What a judge said of one reply."""
 
     value: float | None
-    """From 0 (bad) to 1 (best); None where the judge failed."""
+    """The more, the better: from 0 (bad) to 1 (best), or the standardised score of a reward model. None where the judge
+    failed."""
     reason: str = ""
     """The critique, or why there is no value."""
 
@@ -150,12 +168,16 @@ class PairJudgement:
     reason: str = ""
 
 
-class Judge(Protocol):
+class ReplyJudge(Protocol):
     """Anything that says how good replies are."""
 
     def judge(self, requests: Sequence[JudgeRequest]) -> list[Judgement]:
         """One judgement a request, in order."""
         ...
+
+
+class Judge(ReplyJudge, Protocol):
+    """Who also says which of two replies is better."""
 
     def compare(self, requests: Sequence[PairRequest]) -> list[PairJudgement]:
         """One judgement a pair, in order."""

@@ -69,7 +69,9 @@ class RewardScorer:
         self._batch_size = batch_size
 
     @classmethod
-    def load(cls, folder: Path, *, dtype: DType = "float32", device: str = "cpu") -> RewardScorer:
+    def load(
+        cls, folder: Path, *, dtype: DType = "float32", device: str = "cpu", batch_size: int = 128
+    ) -> RewardScorer:
         """The reward model of a folder. Raises ModelError."""
         import torch
         from transformers import AutoModelForSequenceClassification
@@ -82,7 +84,7 @@ class RewardScorer:
             )
         except (OSError, ValueError, RuntimeError, KeyError) as error:
             raise ModelError(f"the reward model cannot be loaded: {error}") from error
-        return cls(model.to(device).eval(), tokenizer, record)
+        return cls(model.to(device).eval(), tokenizer, record, batch_size=batch_size)
 
     def score(
         self, conversations: Sequence[Conversation], replies: Sequence[str], *, think_prefilled: bool = False
@@ -101,6 +103,13 @@ class RewardScorer:
         ):
             scores[place] = (raw - self.record.mean) / self.record.std
         return scores
+
+    def fits(self, conversation: Conversation, reply: str) -> bool:
+        """Whether the model has positions enough for a reply: beyond them it has learned nothing."""
+        positions: int | None = getattr(self._model.config, "max_position_embeddings", None)
+        if positions is None:
+            return True
+        return len(scored_row(self._tokenizer, conversation, self.scored_text(reply))) <= positions
 
     def scored_text(self, reply: str) -> str:
         """The part of a reply that the score is about."""

@@ -1,12 +1,14 @@
 """Generation by transformers on this machine, CPU or GPU.
 
 Here: batches of like length, drawn so that the same conversations, sampling and batch size give the same completions.
-Not here: serving. *Covered*: repeatable on one machine with one thread count. *Not covered*: equal text across
-machines or batch sizes; matrix products differ in their last bits.
+Not here: serving, the loop over tokens (``decoding``; transformers' own for models whose cache is not plain).
+*Covered*: repeatable on one machine with one thread count. *Not covered*: equal text across machines or batch sizes;
+matrix products differ in their last bits.
 """
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -21,6 +23,7 @@ class TransformersEngine:
         self._tokenizer = tokenizer
         self._batch_size = batch_size
         """Sequences decoded at once."""
+        self._ends = self._end_tokens()
 
     def generate(
         self,
@@ -29,6 +32,8 @@ class TransformersEngine:
         on_progress: Callable[[int, int], None] | None = None,
     ) -> list[list[Completion]]:
         """See :class:`~posttrain.engines.records.Engine`."""
+        import torch
+
         begun = (
             self._tokenizer(sampling.prefix, add_special_tokens=False)["input_ids"] if sampling.prefix else []
         )
@@ -39,10 +44,9 @@ class TransformersEngine:
         results: list[list[Completion]] = [[] for _ in prompts]
         for number, start in enumerate(range(0, len(jobs), self._batch_size)):
             batch = jobs[start : start + self._batch_size]
-            for index, completion in zip(
-                batch, self._generate_batch([prompts[i] for i in batch], sampling, number), strict=True
-            ):
-                results[index].append(completion)
+            torch.manual_seed(sampling.seed * 1_000_003 + number)
+            for index, ids in zip(batch, self._decode(prompts, batch, sampling), strict=True):
+                results[index].append(self._finish(ids, sampling.prefix))
             if on_progress is not None:
                 on_progress(start + len(batch), len(jobs))
         return results
@@ -54,21 +58,35 @@ class TransformersEngine:
         )
         return ids
 
-    def _generate_batch(self, prompts: list[list[int]], sampling: Sampling, number: int) -> list[Completion]:
+    def _decode(self, prompts: list[list[int]], batch: list[int], sampling: Sampling) -> list[list[int]]:
+        """Token ids of a completion for each place in ``batch``: numbers of prompts, equal ones side by side."""
+        from posttrain.engines.decoding import complete, is_plain, picker
+
+        if not is_plain(self._model):
+            return self._generate([prompts[index] for index in batch], sampling)
+        copies = Counter(batch)
+        return complete(
+            self._model,
+            [prompts[index] for index in copies],
+            copies=list(copies.values()),
+            max_new_tokens=sampling.max_new_tokens,
+            ends=frozenset(self._ends),
+            pick=picker(sampling),
+        )
+
+    def _generate(self, prompts: list[list[int]], sampling: Sampling) -> list[list[int]]:
         import torch
         from transformers import GenerationConfig
 
         pad, width = self._tokenizer.pad_token_id, max(map(len, prompts))
         rows = [[pad] * (width - len(p)) + p for p in prompts]
         mask = [[0] * (width - len(p)) + [1] * len(p) for p in prompts]
-        ends = self._end_tokens()
         greedy = sampling.temperature == 0
         options = (
             {}
             if greedy
             else {"temperature": sampling.temperature, "top_p": sampling.top_p, "top_k": sampling.top_k}
         )
-        torch.manual_seed(sampling.seed * 1_000_003 + number)
         with torch.inference_mode():
             output = self._model.generate(
                 input_ids=torch.tensor(rows, device=self._model.device),
@@ -77,11 +95,12 @@ class TransformersEngine:
                     max_new_tokens=sampling.max_new_tokens,
                     do_sample=not greedy,
                     pad_token_id=pad,
-                    eos_token_id=sorted(ends),
+                    eos_token_id=sorted(self._ends),
                     **options,
                 ),
             )
-        return [self._finish(row, ends, sampling.prefix) for row in output[:, width:].tolist()]
+        ids: list[list[int]] = output[:, width:].tolist()
+        return ids
 
     def _end_tokens(self) -> set[int]:
         ends = {self._tokenizer.eos_token_id}
@@ -90,8 +109,8 @@ class TransformersEngine:
             ends.update(configured if isinstance(configured, list) else [configured])
         return ends
 
-    def _finish(self, ids: list[int], ends: set[int], prefix: str) -> Completion:
-        stop = next((index for index, token in enumerate(ids) if token in ends), None)
+    def _finish(self, ids: list[int], prefix: str) -> Completion:
+        stop = next((index for index, token in enumerate(ids) if token in self._ends), None)
         kept = ids if stop is None else ids[: stop + 1]
         text = prefix + self._tokenizer.decode(kept, skip_special_tokens=True)
         return Completion(text=text, tokens=len(kept), finish="length" if stop is None else "stop")

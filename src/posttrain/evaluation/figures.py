@@ -16,7 +16,7 @@ import math
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import matplotlib as mpl
@@ -135,8 +135,10 @@ _PANELS = (
 )
 
 
-def draw_training(metrics: Sequence[Mapping[str, Any]]) -> list[Drawing]:
+def draw_training(metrics: Sequence[Mapping[str, Any]], *, run: str = "") -> list[Drawing]:
     """The training figures for which ``metrics`` has at least two points, in a fixed order.
+
+    ``run`` sets the names of one run's figures apart from those of another on the same page.
 
     ``metrics`` are rows as in TRL's ``log_history``: ``step`` and any of ``reward``, ``rewards/<name>/mean``,
     ``completions/mean_length``, ``entropy``, ``frac_reward_zero_std``, ``completions/clipped_ratio``, ``kl``.
@@ -147,7 +149,7 @@ def draw_training(metrics: Sequence[Mapping[str, Any]]) -> list[Drawing]:
         series = {label: _points(metrics, key) for label, key in panel.series.items()}
         series = {label: points for label, points in series.items() if len(points) >= 2}
         if series:
-            drawings.append(_draw_lines(panel, series))
+            drawings.append(_draw_lines(replace(panel, name=f"{run}{panel.name}"), series))
     return drawings
 
 

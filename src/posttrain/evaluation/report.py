@@ -16,7 +16,7 @@ import re
 from collections import Counter
 from collections.abc import Mapping
 from importlib import resources
-from typing import Literal, NamedTuple
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 from posttrain.evaluation.measures import measure_info
 from posttrain.evaluation.records import Comparison, Measure, Mode
@@ -38,6 +38,9 @@ from posttrain.evaluation.summary import (
     visible,
 )
 from posttrain.evaluation.terminal import render_terminal, render_text
+
+if TYPE_CHECKING:
+    from posttrain.evaluation.figures import Drawing
 
 __all__ = [
     "Completion",
@@ -80,7 +83,8 @@ def render_report(data: ReportData) -> str:
         headline=headline(data),
         groups=summary_table(data),
         bars=_bars(data),
-        training=figures.draw_training(data.metrics),
+        training=_training(data),
+        trust=[(name, _trust_cells(report)) for name, report in data.reward_models.items()],
         outcomes=figures.draw_outcomes(counts) if any(counts.values()) else None,
         outcome_lines=_outcome_lines(counts),
         slices=_slices(data, mode),
@@ -89,6 +93,30 @@ def render_report(data: ReportData) -> str:
         digests=_digests(data),
         confidence=percent(data.rows[0].report.confidence),
     )
+
+
+def _training(data: ReportData) -> list[tuple[str, list[Drawing]]]:
+    """Figures of each training run; runs without any are left out."""
+    from posttrain.evaluation import figures
+
+    drawn = [
+        (name, figures.draw_training(rows, run="" if number == 0 else f"run{number}-"))
+        for number, (name, rows) in enumerate(data.training.items())
+    ]
+    return [(name, drawings) for name, drawings in drawn if drawings]
+
+
+def _trust_cells(report: Mapping[str, Any]) -> list[Cell]:
+    """Held-out pairs ranked as people did, calibration error, and how often the longer of two equals was preferred."""
+    ranked, longer = report["pair_accuracy"], report["length_bias"]
+    error = report["calibration"]["expected_error"]
+
+    def cell(counted: Mapping[str, Any]) -> Cell:
+        if counted["value"] is None:
+            return Cell("–")
+        return Cell(share(counted["value"]), f"{100 * counted['low']:.1f} to {100 * counted['high']:.1f}")
+
+    return [cell(ranked), Cell("–" if error is None else f"{error:.3f}"), cell(longer)]
 
 
 class Segment(NamedTuple):

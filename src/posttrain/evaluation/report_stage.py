@@ -7,7 +7,7 @@ Here: reading evaluation artifacts, pairing each model with the first, rendering
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from pydantic import BaseModel, ConfigDict, Field
@@ -25,6 +25,8 @@ if TYPE_CHECKING:
 HTML_FILE = "report.html"
 TEXT_FILE = "report.txt"
 JSON_FILE = "report.json"
+REWARD_MODEL_REPORT_FILE = "reward_model_report.json"
+"""What ``training.reward_model`` calls its report; the rooms meet in the artifact only."""
 
 
 class Column(BaseModel):
@@ -55,8 +57,9 @@ class ReportConfig(StageConfig):
 
 
 def run_report(config: ReportConfig, inputs: Mapping[str, Artifact], context: StageContext) -> StageResult:
-    """Render. Inputs: ``evaluations.<name>`` (reports), optional ``metrics`` (of the training in between) and
-    ``win_rates`` (a ``win_rate`` stage whose models have the names of the evaluations).
+    """Render. Inputs: ``evaluations.<name>`` (reports), optional ``training.<name>`` (metrics of training stages),
+    ``reward_models.<name>`` (reports of reward models) and ``win_rates`` (a ``win_rate`` stage whose models have the
+    names of the evaluations).
 
     Output: ``report`` with ``report.html`` (self-contained), ``report.txt`` and ``report.json``.
     """
@@ -83,7 +86,14 @@ def run_report(config: ReportConfig, inputs: Mapping[str, Artifact], context: St
         compare(cases[labels[0]], cases[label], before_label=labels[0], after_label=label)
         for label in labels[1:]
     ]
-    metrics = read_metrics(context, inputs["metrics"]) if "metrics" in inputs else []
+    training = {
+        _title(config, name): read_metrics(context, artifact)
+        for name, artifact in _under(config, inputs, "training")
+    }
+    reward_models = {
+        _title(config, name): json.loads(context.store.read_bytes(artifact, REWARD_MODEL_REPORT_FILE))
+        for name, artifact in _under(config, inputs, "reward_models")
+    }
     data = ReportData(
         title=config.title,
         recipe=config.recipe,
@@ -91,9 +101,10 @@ def run_report(config: ReportConfig, inputs: Mapping[str, Artifact], context: St
         comparison=comparisons[-1] if comparisons else None,
         more_comparisons=comparisons[:-1],
         preferred=_preferred(config, inputs, context),
-        metrics=metrics,
+        training=training,
+        reward_models=reward_models,
         examples=pick_examples(cases, count=config.examples) if config.examples else (),
-        facts={**config.facts, **_facts(models[-1].report.sampling, metrics)},
+        facts={**config.facts, **_facts(models[-1].report.sampling, training)},
         digests={
             "held-out set": models[0].report.suite,
             **{f"model {row.label}": row.report.model for row in models},
@@ -149,8 +160,28 @@ def read_metrics(context: StageContext, artifact: Artifact) -> list[dict[str, An
     return [{k: v for k, v in row.items() if v is not None} for row in table.to_pylist()]
 
 
-def _facts(sampling: Mapping[str, Any], metrics: list[dict[str, Any]]) -> dict[str, str]:
+def _under(config: ReportConfig, inputs: Mapping[str, Artifact], group: str) -> list[tuple[str, Artifact]]:
+    """The inputs of a group by name: in the order of the columns, then of the alphabet."""
+    order = {column.evaluation: place for place, column in enumerate(config.columns)}
+    named = {
+        name.removeprefix(f"{group}."): artifact
+        for name, artifact in inputs.items()
+        if name.startswith(f"{group}.")
+    }
+    return sorted(named.items(), key=lambda item: (order.get(item[0], len(order)), item[0]))
+
+
+def _title(config: ReportConfig, name: str) -> str:
+    """The label of the column of that name, else the name in words."""
+    labels = {column.evaluation: column.label for column in config.columns}
+    return labels.get(name, name.replace("_", " "))
+
+
+def _facts(
+    sampling: Mapping[str, Any], training: Mapping[str, Sequence[Mapping[str, Any]]]
+) -> dict[str, str]:
     facts = {f"evaluation {name.replace('_', ' ')}": str(value) for name, value in sampling.items()}
-    if metrics:
-        facts["optimizer steps"] = str(metrics[-1]["step"])
+    for name, rows in training.items():
+        if rows:
+            facts[f"optimizer steps, {name}"] = str(rows[-1]["step"])
     return facts

@@ -90,8 +90,10 @@ class ReportData:
     """Further pairs of the models, listed in a table of their own."""
     preferred: Preferred | None = None
     """The replies to open prompts, where there were any."""
-    metrics: Sequence[Mapping[str, Any]] = ()
-    """Rows of trainer metrics, see ``figures.draw_training``."""
+    training: Mapping[str, Sequence[Mapping[str, Any]]] = field(default_factory=dict)
+    """Name of each training run to its rows of trainer metrics, see ``figures.draw_training``."""
+    reward_models: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+    """Name of each reward model to its report, as ``training.reward_model`` writes it."""
     examples: Sequence[Example] = ()
     """See ``pick_examples``."""
     facts: Mapping[str, str] = field(default_factory=dict)

@@ -37,9 +37,10 @@ def render_terminal(data: ReportData, *, examples: bool = True) -> RenderableTyp
     parts: list[RenderableType] = [Text(words.sentence, style="bold"), *(Text(line) for line in words.lines)]
     parts += [Text(f"! {note}", style="yellow") for note in data.notes]
     parts += [Text(), _table(data)]
-    curves = _curves(data.metrics)
-    if curves is not None:
-        parts += [Text(), curves]
+    for name, metrics in data.training.items():
+        curves = _curves(metrics)
+        if curves is not None:
+            parts += [Text(), *([Text(name, style="bold")] if len(data.training) > 1 else []), curves]
     if examples and data.examples:
         parts += [Text(), Text("The same held-out problems, chosen by hash and not by result", style="bold")]
         parts += [_example(number, example) for number, example in enumerate(data.examples, start=1)]

@@ -85,7 +85,15 @@ _SPECS: tuple[StageSpec, ...] = (
         summary="a model's own best completions as examples, and a reason for each of the others",
         config="posttrain.training.rejection_sample:RejectionSampleConfig",
         run="posttrain.training.rejection_sample:run_rejection_sample",
-        inputs={"model": "model", "prompts": "dataset", "judge_model?": "model"},
+        inputs={"model": "model", "prompts": "dataset", "judge_model?": "model", "reward_model?": "model"},
+        outputs={"examples": "dataset", "rejected": "dataset"},
+    ),
+    StageSpec(
+        kind="best_of_n",
+        summary="of several replies to a prompt, the one that a reward model scores highest, as an example",
+        config="posttrain.training.best_of_n:BestOfNConfig",
+        run="posttrain.training.best_of_n:run_best_of_n",
+        inputs={"model": "model", "prompts": "dataset", "reward_model?": "model", "judge_model?": "model"},
         outputs={"examples": "dataset", "rejected": "dataset"},
     ),
     StageSpec(
@@ -103,6 +111,22 @@ _SPECS: tuple[StageSpec, ...] = (
         run="posttrain.training.reward_model:run_reward_model",
         inputs={"model": "model", "preferences": "dataset", "heldout": "dataset"},
         outputs={"model": "model", "metrics": "metrics", "report": "report", "figures": "figures"},
+    ),
+    StageSpec(
+        kind="dpo",
+        summary="learning from pairs of replies without a reward model: direct preference optimisation",
+        config="posttrain.training.preference:DpoConfig",
+        run="posttrain.training.preference:run_dpo",
+        inputs={"model": "model", "preferences": "dataset", "heldout?": "dataset"},
+        outputs={"model": "model", "metrics": "metrics", "samples": "samples", "figures": "figures"},
+    ),
+    StageSpec(
+        kind="kto",
+        summary="learning from replies labelled desirable or not: Kahneman-Tversky optimisation",
+        config="posttrain.training.preference:KtoConfig",
+        run="posttrain.training.preference:run_kto",
+        inputs={"model": "model", "preferences": "dataset", "heldout?": "dataset"},
+        outputs={"model": "model", "metrics": "metrics", "samples": "samples", "figures": "figures"},
     ),
     StageSpec(
         kind="evaluate",
@@ -131,7 +155,12 @@ _SPECS: tuple[StageSpec, ...] = (
         summary="models side by side: one page, one record",
         config="posttrain.evaluation.report_stage:ReportConfig",
         run="posttrain.evaluation.report_stage:run_report",
-        inputs={"evaluations*": "report", "metrics?": "metrics", "win_rates?": "report"},
+        inputs={
+            "evaluations*": "report",
+            "training*": "metrics",
+            "reward_models*": "report",
+            "win_rates?": "report",
+        },
         outputs={"report": "report"},
     ),
     StageSpec(

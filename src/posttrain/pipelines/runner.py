@@ -28,6 +28,7 @@ from posttrain.artifacts.home import Home
 from posttrain.artifacts.records import Artifact, RunRecord, RunStageRecord
 from posttrain.artifacts.registry import new_run_id
 from posttrain.artifacts.stage import StageContext, StageResult, StageSpec, StopRequest
+from posttrain.core.allocator import keep_freed_memory
 from posttrain.core.atomic import make_folder, remove_tree, storage_errors, write_atomic
 from posttrain.core.canonical import canonical_json
 from posttrain.core.clock import utc_now
@@ -133,6 +134,7 @@ class _Execution:
 
     def execute(self, *, new: bool) -> RunOutcome:
         quiet_libraries(self.resolved.recipe.allow_hub)
+        keep_freed_memory()
         for stage in self.resolved.stages:
             for name, wire in stage.inputs.items():
                 if not isinstance(wire, ArtifactInput):

@@ -77,6 +77,9 @@ class GrpoConfig(StageConfig):
     max_grad_norm: float = Field(1.0, gt=0)
     beta: float = Field(0.0, ge=0)
     """Weight of the KL penalty to the starting model; 0 needs no reference model."""
+    share_prompts: bool = True
+    """Run each prompt once for its whole group, in sampling and in the loss: equal up to rounding, and faster, the
+    longer prompts are beside completions. False is TRL's own loop, draw for draw."""
     loss: Literal["grpo", "dr_grpo", "dapo", "bnpo"] = "dapo"
     scale_rewards: Literal["group", "batch", "none"] = "group"
     lora: LoraSettings | None = None
@@ -247,6 +250,7 @@ def _build_trainer(
 
     from posttrain.rewards.trl_adapter import TrlOptions, as_trl_rewards
     from posttrain.training.callbacks import StageCallback
+    from posttrain.training.grpo_trainer import SharedPromptTrainer
     from posttrain.training.lora import adapter_config, cast_adapters
 
     model, tokenizer = loaded.model, loaded.tokenizer
@@ -269,7 +273,7 @@ def _build_trainer(
         functions += routed.rewards
         arguments.reward_weights = [*rewards.weights, *routed.weights]
         arguments.shuffle_dataset = False  # the order is the schedule
-    trainer = GRPOTrainer(
+    trainer = (SharedPromptTrainer if config.share_prompts else GRPOTrainer)(
         model=model,
         reward_funcs=functions,
         args=arguments,

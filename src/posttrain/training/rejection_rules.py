@@ -93,8 +93,8 @@ def _complaints(rules: Rules, row: PromptRow, candidate: Candidate, target: Targ
     text = candidate.text
     if candidate.truncated or (rules.max_tokens is not None and candidate.tokens > rules.max_tokens):
         yield f"length: {candidate.tokens} tokens{', cut off' if candidate.truncated else ''}"
-    if not target_of(text, target).strip():
-        yield "empty: nothing follows the think block"
+    if empty := empty_target(text, target):
+        yield empty
     if row.task == "simple" and "think>" in text:
         yield "thinking: a simple prompt wants a direct answer"
     if target == "final" and "<answer>" in text:
@@ -115,3 +115,10 @@ def _complaints(rules: Rules, row: PromptRow, candidate: Candidate, target: Targ
 def target_of(text: str, target: Target) -> str:
     """What a completion would teach."""
     return final_part(text) if target == "final" else text
+
+
+def empty_target(text: str, target: Target) -> str:
+    """Why a completion would teach nothing, whatever the rules; empty where it would teach something."""
+    if target_of(text, target).strip():
+        return ""
+    return "empty: nothing follows the think block" if target == "final" else "empty: the reply is blank"

@@ -3,8 +3,9 @@
 Here, in this order for each shard of prompts: sample several completions, apply the rules (right answer, form, one
 language, no repetition, no overlong or code-block noise), ask the judge about what is left, keep the best of each
 prompt. R1 made its reasoning examples this way, and, with ``think_first`` and ``target: final``, the others: the model
-thinks before it writes, and only what follows the thought is kept. With ``rules: null`` it is best-of-n. Not here: what
-the rules say (``rewards``), how a judge is asked (``engines.judges``), how examples are learned (``sft``).
+thinks before it writes, and only what follows the thought is kept. With ``rules: null`` it is best-of-n (the stage
+``best_of_n`` has such defaults). Not here: what the rules say (``rewards``), how a judge is asked
+(``engines.judges``), how examples are learned (``sft``).
 
 A shard that is done is kept in the stage's folder, so a killed stage goes on with the next one. A verification that
 failed leaves its sample out as ``unscored``; a judge that failed rejects nothing, and is counted.
@@ -16,6 +17,8 @@ import json
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, replace
+from pathlib import Path
+from statistics import median
 from typing import TYPE_CHECKING, Any, Literal
 
 from pydantic import Field, model_validator
@@ -34,11 +37,18 @@ from posttrain.data.examples import (
 )
 from posttrain.data.prompt_sources import Shot
 from posttrain.data.prompts import PROMPTS_FILE, PromptRow, check_prompts, read_prompts
-from posttrain.engines.judging import JudgeConfig
-from posttrain.training.rejection_rules import Candidate, Rules, Target, broken_rule, target_of
+from posttrain.engines.judging import ReplyJudgeConfig, RewardModelJudgeConfig
+from posttrain.training.rejection_rules import (
+    Candidate,
+    Rules,
+    Target,
+    broken_rule,
+    empty_target,
+    target_of,
+)
 
 if TYPE_CHECKING:
-    from posttrain.engines.judging import Judge
+    from posttrain.engines.judging import ReplyJudge
     from posttrain.engines.records import Completion
     from posttrain.engines.transformers_engine import TransformersEngine
     from posttrain.rewards.pool import VerifierPool
@@ -66,11 +76,12 @@ class RejectionSampleConfig(StageConfig):
     target: Target = "whole"
     """What becomes the example's response: everything, or what follows the think block."""
     rules: Rules | None = Rules()
-    """Null keeps everything for the judge: best-of-n."""
-    judge: JudgeConfig | None = None
+    """Null keeps all but empty replies for the judge, cut-off ones too: best-of-n."""
+    judge: ReplyJudgeConfig | None = None
     """Who chooses among what the rules left; without one, the first passes."""
-    min_judgement: float = Field(0.0, ge=0, le=1)
-    """Completions that are judged lower are rejected."""
+    min_judgement: float | None = None
+    """Completions that are judged lower are rejected; null rejects none. On the judge's own scale: 0 to 1 for a
+    language model, standard deviations for a reward model, whose 0 is the mean of its calibration replies."""
     shard_prompts: int = Field(256, ge=1)
     """Prompts between two points from which a killed stage goes on."""
     batch_size: int = Field(256, ge=1)
@@ -83,13 +94,20 @@ class RejectionSampleConfig(StageConfig):
     def _check(self) -> RejectionSampleConfig:
         if self.think_shots and not self.think_first:
             raise ValueError("`think_shots` are shown with `think_first`; set it, or remove them")
+        low = self.min_judgement
+        if low is not None and not 0 <= low <= 1 and not isinstance(self.judge, RewardModelJudgeConfig):
+            raise ValueError(
+                f"min_judgement {low:g} is outside 0 to 1, the scale of every judge but a reward model; "
+                "change `min_judgement` or `judge`"
+            )
         return self
 
 
 def run_rejection_sample(
     config: RejectionSampleConfig, inputs: Mapping[str, Artifact], context: StageContext
 ) -> StageResult:
-    """Sample and choose. Inputs: ``model``, ``prompts``, optional ``judge_model`` (for a judge of kind ``model``).
+    """Sample and choose. Inputs: ``model``, ``prompts``, optional ``judge_model`` and ``reward_model`` (for a judge of
+    kind ``model`` or ``reward_model``).
 
     Outputs: ``examples`` (the kept ones, with a card) and ``rejected`` (a reason for each other sample). Raises
     StageError where nothing was kept.
@@ -131,7 +149,11 @@ def run_rejection_sample(
 def choose(
     config: RejectionSampleConfig, candidates: Sequence[Candidate]
 ) -> tuple[list[Candidate], list[Candidate]]:
-    """The kept candidates, and the others with their reasons. A failed judgement ranks in the middle."""
+    """The kept candidates, and the others with their reasons.
+
+    Equal judgements rank by sample. Where the judge failed, a candidate ranks in the middle of those of its prompt that
+    have a judgement, after its equals.
+    """
     kept, rejected = [c for c in candidates if not c.reason], [c for c in candidates if c.reason]
     by_prompt: dict[str, list[Candidate]] = {}
     for candidate in kept:
@@ -139,9 +161,8 @@ def choose(
     chosen: list[Candidate] = []
     for group in by_prompt.values():
         seen: set[str] = set()
-        best = sorted(group, key=lambda c: (-(0.5 if c.judgement is None else c.judgement), c.sample))
         taken = 0
-        for candidate in best:
+        for candidate in _ranked(group):
             text = target_of(candidate.text, config.target)
             if text in seen:
                 rejected.append(replace(candidate, reason="duplicate: the same text was kept"))
@@ -152,6 +173,17 @@ def choose(
                 seen.add(text)
                 taken += 1
     return chosen, rejected
+
+
+def _ranked(group: Sequence[Candidate]) -> list[Candidate]:
+    judged = [c.judgement for c in group if c.judgement is not None]
+    middle = median(judged) if judged else 0.0
+
+    def rank(candidate: Candidate) -> tuple[float, bool, int]:
+        value = candidate.judgement
+        return (-middle if value is None else -value, value is None, candidate.sample)
+
+    return sorted(group, key=rank)
 
 
 def _all_shards(
@@ -213,20 +245,30 @@ class _Sampler:
         ruled = self._rule(found)
         return self._judged([row for row, _ in found], ruled)
 
-    def _build_judge(self, judge: JudgeConfig) -> Judge:
-        from posttrain.engines.judges import build_judge
+    def _build_judge(self, judge: ReplyJudgeConfig) -> ReplyJudge:
+        from posttrain.engines.judges import RewardModelJudge, build_judge
         from posttrain.engines.model_folder import load_model, load_tokenizer
+        from posttrain.engines.reward_scorer import RewardScorer
+
+        dtype = self._config.dtype
+        if isinstance(judge, RewardModelJudgeConfig):
+            folder = self._folder("reward_model", judge.kind)
+            scorer = RewardScorer.load(folder, dtype=dtype, device=self._device, batch_size=judge.batch_size)
+            return RewardModelJudge(scorer)
 
         def load() -> tuple[Any, Any]:
-            if "judge_model" not in self._inputs:
-                raise ConfigError(
-                    "a judge of kind `model` needs the input `judge_model`",
-                    hint="add `judge_model` to the stage's inputs, or name an endpoint",
-                )
-            folder = self._context.store.view(self._inputs["judge_model"])
-            return load_model(folder, dtype=self._config.dtype, device=self._device), load_tokenizer(folder)
+            folder = self._folder("judge_model", judge.kind)
+            return load_model(folder, dtype=dtype, device=self._device), load_tokenizer(folder)
 
         return build_judge(judge, load)
+
+    def _folder(self, name: str, kind: str) -> Path:
+        if name not in self._inputs:
+            raise ConfigError(
+                f"a judge of kind `{kind}` needs the input `{name}`",
+                hint=f"add `{name}` to the stage's inputs, or change `judge.kind`",
+            )
+        return self._context.store.view(self._inputs[name])
 
     def _sample(
         self, number: int, prompts: Sequence[PromptRow], *, direct: bool
@@ -262,7 +304,7 @@ class _Sampler:
         from posttrain.rewards import Sample
 
         if self._config.rules is None:
-            return [candidate for _, candidate in found]
+            return [replace(c, reason=empty_target(c.text, self._config.target)) for _, c in found]
         samples = [
             Sample(
                 c.text,
@@ -297,9 +339,10 @@ class _Sampler:
             )
             for place in places
         ]
+        least = self._config.min_judgement
         for place, judgement in zip(places, self._judge.judge(requests), strict=True):
             value = judgement.value
-            low = value is not None and value < self._config.min_judgement
+            low = value is not None and least is not None and value < least
             candidates[place] = replace(
                 candidates[place],
                 judgement=value,
@@ -330,7 +373,7 @@ def _examples(
 def _card(config: RejectionSampleConfig, facts: Mapping[str, Any]) -> str:
     return "\n".join(
         [
-            "# Examples: rejection sampling",
+            f"# Examples: {'best of n' if config.rules is None else 'rejection sampling'}",
             "",
             f"{facts['rows']} examples, one JSON object a line in `{EXAMPLES_FILE}`: at most {config.keep} of each of "
             f"{facts['prompts']} prompts, from {facts['sampled']} completions ({config.samples} a prompt, temperature "

@@ -16,16 +16,8 @@ from pydantic import Field
 from posttrain.artifacts.records import Artifact
 from posttrain.artifacts.stage import StageConfig, StageContext, StageResult
 from posttrain.core.canonical import canonical_json
-from posttrain.core.errors import DataError
-from posttrain.data.preferences import (
-    PREFERENCES_FILE,
-    Aspect,
-    PreferenceRow,
-    check_preferences,
-    is_tie,
-    read_preferences,
-)
-from posttrain.data.prompts import normal_question
+from posttrain.data.preferences import Aspect, PreferenceRow, is_tie, judged_rows
+from posttrain.data.prompts import check_not_asked
 from posttrain.engines.reward_scorer import (
     REWARD_MODEL_FILE,
     RewardModelRecord,
@@ -89,7 +81,7 @@ def run_reward_model(
 
     from posttrain.engines.model_folder import load_tokenizer, pick_device
     from posttrain.training import metrics
-    from posttrain.training.trl_common import train_resumable
+    from posttrain.training.trl_common import loss_rows, train_resumable
 
     torch.set_num_threads(context.threads)
     train, heldout = _read(config, context, inputs)
@@ -115,11 +107,7 @@ def run_reward_model(
     scored = _score_heldout(trained, tokenizer, heldout, config.part)
     record = _record(config, scored, inputs["heldout"].digest)
     report = reward_model_report(heldout, scored, record)
-    rows = [
-        {name: value for name, value in row.items() if name != "num_tokens"}
-        for row in trainer.state.log_history
-        if "loss" in row
-    ]
+    rows = loss_rows(trainer)
     outputs = {
         "model": _write(context, trained, tokenizer, record),
         "metrics": metrics.write_table(context, rows),
@@ -136,21 +124,11 @@ def run_reward_model(
 def _read(
     config: RewardModelConfig, context: StageContext, inputs: Mapping[str, Artifact]
 ) -> tuple[list[PreferenceRow], list[PreferenceRow]]:
-    sets = []
-    for name in ("preferences", "heldout"):
-        rows = read_preferences(context.store.view(inputs[name]) / PREFERENCES_FILE)
-        rows = [row for row in rows if row.aspect in config.aspects]
-        check_preferences(rows, name)
-        sets.append(rows)
-    train, heldout = [row for row in sets[0] if not is_tie(row)], sets[1]
-    held = {normal_question(row.messages[-1]["content"]) for row in heldout}
-    shared = [row for row in train if normal_question(row.messages[-1]["content"]) in held]
-    if shared:
-        raise DataError(
-            f"{len(shared)} training pairs ask a held-out question, the first: "
-            f"{shared[0].messages[-1]['content'][:80]!r}",
-            hint="a held-out set must be disjoint: remove them from one of the two sets",
-        )
+    train, heldout = (
+        judged_rows(context.store.view(inputs[name]), config.aspects, said, ties=name == "heldout")
+        for name, said in (("preferences", "training"), ("heldout", "held-out"))
+    )
+    check_not_asked((row.question for row in train), (row.question for row in heldout), "training pairs")
     return train, heldout
 
 
@@ -173,12 +151,12 @@ def _build_trainer(
 
     from posttrain.training.callbacks import StageCallback
     from posttrain.training.lora import adapter_config, cast_adapters
-    from posttrain.training.trl_common import SCHEDULES, autocasts
+    from posttrain.training.trl_common import SCHEDULES, autocasts, common_arguments, without_dropout
 
     steps = config.epochs * math.ceil(len(pairs) / config.batch_size)
     arguments = RewardConfig(
-        output_dir=str(context.workdir / "trainer"),
-        use_cpu=model.device.type == "cpu",
+        **common_arguments(context, device=model.device.type, save_every=config.save_every, seed=config.seed),
+        disable_dropout=without_dropout(config.lora),
         bf16=autocasts(config.dtype, config.lora),
         per_device_train_batch_size=config.batch_size,
         num_train_epochs=config.epochs,
@@ -186,16 +164,6 @@ def _build_trainer(
         lr_scheduler_type=SCHEDULES[config.schedule],
         warmup_steps=config.warmup_steps,
         max_grad_norm=config.max_grad_norm,
-        max_length=None,
-        logging_steps=1,
-        save_strategy="steps",
-        save_steps=config.save_every,
-        save_total_limit=2,
-        seed=config.seed,
-        report_to=[],
-        disable_tqdm=True,
-        gradient_checkpointing=False,
-        dataloader_pin_memory=False,
     )
     trainer = RewardTrainer(
         model=model,

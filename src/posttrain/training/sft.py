@@ -15,9 +15,8 @@ from pydantic import Field, model_validator
 
 from posttrain.artifacts.records import Artifact
 from posttrain.artifacts.stage import StageConfig, StageContext, StageResult
-from posttrain.core.errors import DataError
-from posttrain.data.examples import EXAMPLES_FILE, ExampleRow, check_examples, read_examples
-from posttrain.data.prompts import PROMPTS_FILE, normal_question, read_prompts
+from posttrain.data.examples import EXAMPLES_FILE, check_examples, read_examples
+from posttrain.data.prompts import PROMPTS_FILE, check_not_asked, read_prompts
 from posttrain.training.lora import LoraSettings
 from posttrain.training.rendering import Rendered, TooLong, fit, render
 from posttrain.training.trl_common import RateSchedule
@@ -77,13 +76,16 @@ def run_sft(config: SftConfig, inputs: Mapping[str, Artifact], context: StageCon
 
     from posttrain.engines.model_folder import load_model, load_tokenizer, pick_device
     from posttrain.training import metrics
-    from posttrain.training.trl_common import train_resumable, whole_model, write_model
+    from posttrain.training.trl_common import loss_rows, train_resumable, whole_model, write_model
 
     torch.set_num_threads(context.threads)
     examples = read_examples(context.store.view(inputs["examples"]) / EXAMPLES_FILE)
     check_examples(examples, "training")
     if "heldout" in inputs:
-        _check_apart(examples, context, inputs["heldout"])
+        heldout = read_prompts(context.store.view(inputs["heldout"]) / PROMPTS_FILE)
+        check_not_asked(
+            (row.messages[-1]["content"] for row in examples), (row.question for row in heldout), "examples"
+        )
     folder = context.store.view(inputs["model"])
     tokenizer = load_tokenizer(folder)
     device = pick_device(config.device)
@@ -105,12 +107,7 @@ def run_sft(config: SftConfig, inputs: Mapping[str, Artifact], context: StageCon
     train_resumable(trainer, context)
     merge_rows = [[*row.prompt, *row.reply] for row in kept[:_MERGE_ROWS]]
     trained, gap = whole_model(trainer, config.lora, merge_rows)
-    # TRL's token counter starts again when a run is resumed.
-    rows = [
-        {name: value for name, value in row.items() if name != "num_tokens"}
-        for row in trainer.state.log_history
-        if "loss" in row
-    ]
+    rows = loss_rows(trainer)
     outputs = {
         "model": write_model(context, trained, tokenizer),
         "metrics": metrics.write_table(context, rows),
@@ -129,16 +126,6 @@ def run_sft(config: SftConfig, inputs: Mapping[str, Artifact], context: StageCon
     return StageResult(outputs, summary)
 
 
-def _check_apart(examples: Sequence[ExampleRow], context: StageContext, heldout: Artifact) -> None:
-    held = {normal_question(row.question) for row in read_prompts(context.store.view(heldout) / PROMPTS_FILE)}
-    shared = [row for row in examples if normal_question(row.messages[-1]["content"]) in held]
-    if shared:
-        raise DataError(
-            f"{len(shared)} examples ask a held-out question, the first: {shared[0].messages[-1]['content'][:80]!r}",
-            hint="a held-out set must be disjoint: remove them from one of the two sets",
-        )
-
-
 def _build_trainer(
     config: SftConfig, context: StageContext, *, model: Any, tokenizer: Any, rows: Sequence[Rendered]
 ) -> SFTTrainer:
@@ -147,13 +134,12 @@ def _build_trainer(
 
     from posttrain.training.callbacks import StageCallback
     from posttrain.training.lora import adapter_config, cast_adapters
-    from posttrain.training.trl_common import SCHEDULES, autocasts
+    from posttrain.training.trl_common import SCHEDULES, autocasts, common_arguments
 
     micro = config.micro_batch or config.batch_size
     steps = config.epochs * math.ceil(len(rows) / config.batch_size)
     arguments = SFTConfig(
-        output_dir=str(context.workdir / "trainer"),
-        use_cpu=model.device.type == "cpu",
+        **common_arguments(context, device=model.device.type, save_every=config.save_every, seed=config.seed),
         bf16=autocasts(config.dtype, config.lora),
         per_device_train_batch_size=micro,
         gradient_accumulation_steps=config.batch_size // micro,
@@ -164,18 +150,8 @@ def _build_trainer(
         weight_decay=config.weight_decay,
         adam_beta2=config.adam_beta2,
         max_grad_norm=config.max_grad_norm,
-        max_length=None,
         packing=False,
         completion_only_loss=True,
-        logging_steps=1,
-        save_strategy="steps",
-        save_steps=config.save_every,
-        save_total_limit=2,
-        seed=config.seed,
-        report_to=[],
-        disable_tqdm=True,
-        gradient_checkpointing=False,
-        dataloader_pin_memory=False,
     )
     columns = [
         {

@@ -37,6 +37,33 @@ def train_resumable(trainer: Trainer, context: StageContext) -> None:
     trainer.train(resume_from_checkpoint=None if checkpoint is None else str(checkpoint))
 
 
+def common_arguments(context: StageContext, *, device: str, save_every: int, seed: int) -> dict[str, Any]:
+    """What trainers on rows of tokens are told in the same way: where, how often to save, to cut and report nothing."""
+    return {
+        "output_dir": str(context.workdir / "trainer"),
+        "use_cpu": device == "cpu",
+        "max_length": None,
+        "logging_steps": 1,
+        "save_strategy": "steps",
+        "save_steps": save_every,
+        "save_total_limit": 2,
+        "seed": seed,
+        "report_to": [],
+        "disable_tqdm": True,
+        "gradient_checkpointing": False,
+        "dataloader_pin_memory": False,
+    }
+
+
+def loss_rows(trainer: Trainer) -> list[dict[str, Any]]:
+    """The trainer's log, a row a step, without TRL's token counter, which starts again when a run is resumed."""
+    return [
+        {name: value for name, value in row.items() if name != "num_tokens"}
+        for row in trainer.state.log_history
+        if "loss" in row
+    ]
+
+
 def whole_model(
     trainer: Trainer, lora: LoraSettings | None, rows: Sequence[Sequence[int]]
 ) -> tuple[Any, float | None]:
@@ -49,6 +76,11 @@ def whole_model(
 def autocasts(dtype: str, lora: LoraSettings | None) -> bool:
     """Whether training runs in bfloat16 autocast: not where weights and adapters are both bfloat16."""
     return dtype == "bfloat16" and (lora is None or lora.dtype == "float32")
+
+
+def without_dropout(lora: LoraSettings | None) -> bool:
+    """Whether a trainer on preferences turns dropout off, as TRL does: not where adapters are to have it."""
+    return lora is None or lora.dropout == 0
 
 
 def write_model(context: StageContext, model: Any, tokenizer: Any) -> Artifact:

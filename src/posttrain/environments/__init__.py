@@ -1,0 +1,9 @@
+"""environments: the frozen world in which a model is judged: cases, tools with recorded replies, files, an index.
+
+Here: what a case and an answer are (``records``), and what answers run against. Not here: grading an answer and running
+a suite (``evaluation``).
+"""
+
+from posttrain.environments.records import Answer, Case, ToolCall
+
+__all__ = ["Answer", "Case", "ToolCall"]
