@@ -69,6 +69,22 @@ def test_worked_answers_become_demonstrations(bench: Bench, tmp_path: Path) -> N
         bench.run(run_cold_start, config.model_copy(update={"seed": 1}))
 
 
+def test_long_worked_answers_are_left_out_where_the_source_says_so(bench: Bench, tmp_path: Path) -> None:
+    path = tmp_path / "worked.jsonl"
+    answers = ["2*24 = <<2*24=48>>48\n#### 48", "One box has 24, and the other one has 24, too.\n#### 48"]
+    path.write_text("".join(json.dumps({"q": f"{n}?", "a": text}) + "\n" for n, text in enumerate(answers)))
+    source = {"kind": "worked", "paths": [str(path)], "question": "q", "answer": "a", "max_characters": 12}
+    config = ColdStartConfig.model_validate({"source": source})
+    (row,) = rows_of(bench, bench.run(run_cold_start, config).outputs["examples"])
+    assert row.response == "<think>\n2*24 = 48\n</think>\n<answer> 48 </answer>"
+
+
+def test_demonstrations_in_one_language(bench: Bench) -> None:
+    source = {"kind": "word_problems", "languages": ["zh"]}
+    made = bench.run(run_cold_start, ColdStartConfig.model_validate({"source": source, "count": 20}))
+    assert {row.language for row in rows_of(bench, made.outputs["examples"])} == {"zh"}
+
+
 def example(number: int, task: str = "reasoning") -> ExampleRow:
     return ExampleRow(f"e{number}", ({"role": "user", "content": f"q{number}"},), f"r{number}", task)
 

@@ -16,7 +16,8 @@ from posttrain.core.errors import DataError
 from posttrain.data.prompt_sources import PromptsConfig, run_prompts
 from posttrain.data.prompts import PROMPTS_FILE, Overlap, PromptRow, read_prompts
 
-SHARED = Path(__file__).resolve().parents[3] / "shared" / "data" / "math-word-problems"
+DATA = Path(__file__).resolve().parents[3] / "shared" / "data"
+SHARED = DATA / "math-word-problems"
 
 
 def draw(tmp_path: Path, **config: Any) -> dict[str, list[PromptRow]]:
@@ -113,6 +114,36 @@ def test_solved_examples_come_before_every_question_and_are_never_drawn(tmp_path
         ]
 
 
+def test_long_and_foreign_questions_are_left_out_where_the_source_says_so(tmp_path: Path) -> None:
+    asked = [
+        "Write a riddle about the sea.",
+        "如何证明拉格朗日中值定理",
+        "Schreibe bitte einen kurzen Brief an meine Nachbarin über den Garten.",
+        "What does 如何 mean in English, and how is it said?",
+        "Tell me" + " a very long story about the sea" * 20,
+    ]
+    path = write(tmp_path / "a.jsonl", [{"turns": [text, "And now?"]} for text in asked])
+    source = {"kind": "jsonl", "paths": [path], "question": "turns.0", "task": "open"}
+
+    def questions(**limits: Any) -> set[str]:
+        sets = draw(tmp_path, source={**source, **limits}, train=9, heldout=1)
+        return {row.question for rows in sets.values() for row in rows}
+
+    assert questions() == set(asked)
+    assert questions(max_characters=100) == {text for text in asked if len(text) <= 100}
+    assert questions(max_characters=100, foreign="drop") == {asked[0], asked[3]}
+
+
+@pytest.mark.parametrize("kind", ["word_problems", "open_tasks"])
+def test_procedural_sources_keep_to_the_languages_that_are_asked_for(tmp_path: Path, kind: str) -> None:
+    both = draw(tmp_path, source={"kind": kind}, train=60, heldout=20)
+    one = draw(tmp_path, source={"kind": kind, "languages": ["en"]}, train=60, heldout=20)
+    assert {row.language for row in both["train"]} == {"en", "zh"}
+    assert {row.language for rows in one.values() for row in rows} == {"en"}
+    english = [row for row in both["train"] if row.language == "en"]
+    assert one["train"][: len(english)] == english
+
+
 @pytest.mark.parametrize(
     ("source", "message"),
     [
@@ -153,3 +184,25 @@ def test_multiarith_and_svamp_stay_apart(tmp_path: Path) -> None:
     assert len(sets["train"]) > 500
     overlap = Overlap(row.question for row in sets["heldout"])
     assert max(overlap.share(row.question) for row in sets["train"]) < 0.5
+
+
+@pytest.mark.parametrize(
+    ("file", "question", "rows"),
+    [
+        ("mt-bench/mt_bench_question.jsonl", "turns.0", 80),
+        ("arena-hard-v2/question.jsonl.gz", "prompt", 740),
+        ("ifeval/ifeval_input_data.jsonl.gz", "prompt", 540),
+    ],
+)
+def test_real_open_prompts(tmp_path: Path, file: str, question: str, rows: int) -> None:
+    if not (DATA / file).is_file():
+        pytest.skip("the folder of real data is not there")
+    source = {"kind": "jsonl", "paths": [str(DATA / file)], "question": question, "task": "open"}
+    source["duplicates"] = "drop"
+    sets = draw(tmp_path, source=source, train=2000, heldout=20)
+    assert len(sets["heldout"]) == 20
+    assert len(sets["train"]) >= rows - 20
+    assert {row.task for row in sets["train"]} == {"open"}
+    short = draw(tmp_path, source={**source, "max_characters": 160, "foreign": "drop"}, train=2000, heldout=9)
+    assert 20 < len(short["train"]) < len(sets["train"])
+    assert max(len(row.question) for row in short["train"]) <= 160

@@ -74,6 +74,43 @@ def test_models_are_compared_prompt_by_prompt(
     assert again.outputs["report"].digest == done.outputs["report"].digest
 
 
+def test_a_reward_model_judges_what_follows_the_think_block(
+    bench: Bench, models: Mapping[str, Artifact], prompts: Artifact
+) -> None:
+    """Under a template that opens the think block, replies begin in it: what was thought is not what was said."""
+    from posttrain.data.preference_sources import PreferencesConfig, run_preferences
+    from posttrain.training.import_model import ImportModelConfig, run_import_model
+    from posttrain.training.reward_model import RewardModelConfig, run_reward_model
+
+    pairs = bench.run(
+        run_preferences, PreferencesConfig.model_validate({"train": 16, "heldout": 16, "ties": 0})
+    ).outputs
+    training = RewardModelConfig.model_validate({"aspects": ["helpful"], "epochs": 1})
+    wired = {"model": models["models.base"], "preferences": pairs["train"], "heldout": pairs["heldout"]}
+    trained = bench.run(run_reward_model, training, wired).outputs
+
+    def opened(name: str) -> Artifact:
+        source = {"kind": "folder", "path": str(bench.store.view(models[name]))}
+        config = ImportModelConfig.model_validate({"source": source, "think_prefill": True})
+        return bench.run(run_import_model, config).outputs["model"]
+
+    config = WinRateConfig.model_validate(
+        {"baseline": "base", "judge": {"kind": "reward_model"}, "max_completion_tokens": 4}
+    )
+    judging = {"reward_model": trained["model"], "reward_model_report": trained["report"]}
+    inputs = {**{name: opened(name) for name in models}, "prompts": prompts, **judging}
+    report = bench.run(run_win_rate, config, inputs).outputs["report"]
+    told = WinRateReport.from_json(bench.store.read_bytes(report, WIN_RATES_FILE))
+    assert "of 16 held-out pairs as people did" in told.judge
+    (rate,) = told.rates
+    pairs_of = [json.loads(line) for line in bench.store.read_bytes(report, PAIRS_FILE).splitlines()]
+    assert all(pair["reply"].startswith("<think>") for pair in pairs_of)
+    silent = [p for p in pairs_of if not any("</think>" in p[side] for side in ("reply", "baseline_reply"))]
+    assert silent
+    assert {pair["outcome"] for pair in silent} == {0.5}
+    assert rate.ties >= len(silent)
+
+
 def test_what_does_not_fit_is_refused(
     bench: Bench, models: Mapping[str, Artifact], prompts: Artifact, tmp_path: Path
 ) -> None:

@@ -12,6 +12,7 @@ import pytest
 from posttrain.artifacts.records import Artifact
 from posttrain.core.errors import ConfigError, HealthError, Interrupted
 from posttrain.data.prompt_sources import PromptsConfig, run_prompts
+from posttrain.data.prompts import PROMPTS_FILE, read_prompts
 from posttrain.training.callbacks import GUARD_ACCURACY, GuardCallback
 from posttrain.training.grpo import GrpoConfig, run_grpo
 from posttrain.training.guard import GuardConfig
@@ -93,6 +94,26 @@ def test_rows_go_to_their_scorers_and_a_stopped_run_ends_the_same(
         run_grpo(config(), wired, replace(context, events=stop_late))
     again = shared_bench.run(run_grpo, config(), wired, work="final-stopped")
     assert {n: a.digest for n, a in again.outputs.items()} == {n: a.digest for n, a in whole.outputs.items()}
+
+
+def test_open_prompts_come_from_a_set_of_their_own(shared_bench: Bench, wired: dict[str, Artifact]) -> None:
+    def prompts(kind: str, **more: Any) -> Artifact:
+        settings = {"source": {"kind": kind}, "train": 12, "heldout": 4, **more}
+        return shared_bench.run(run_prompts, PromptsConfig.model_validate(settings)).outputs["train"]
+
+    shots = [{"question": "1 and 1?", "answer": "<think>1+1=2.</think><answer>2</answer>"}]
+    sums, chats = prompts("word_problems", shots=shots), prompts("open_tasks")
+    done = shared_bench.run(run_grpo, config(steps=2), {**wired, "prompts": sums, "open_prompts": chats})
+    rows = pyarrow.parquet.read_table(
+        shared_bench.store.file(done.outputs["samples"], "samples.parquet")
+    ).to_pylist()
+    asked = {
+        name: {row.question for row in read_prompts(shared_bench.store.view(artifact) / PROMPTS_FILE)}
+        for name, artifact in (("sums", sums), ("chats", chats))
+    }
+    assert {row["prompt"] for row in rows if row["helpful"] is None} <= asked["sums"]
+    assert {row["prompt"] for row in rows if row["helpful"] is not None} <= asked["chats"]
+    assert sum(row["helpful"] is not None for row in rows if row["step"] == 2) == 8
 
 
 @pytest.mark.parametrize(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -59,6 +60,31 @@ def test_a_template_of_the_recipe_replaces_the_models_own(
     text = tokenizer.apply_chat_template(ROW.messages(), tokenize=False, add_generation_prompt=True)
     assert text == "Question: How many?\nAnswer: <think>"
     check_template(tokenizer, ROW)
+
+
+def test_the_r1_recipe_asks_plainly_after_a_solved_example_and_chats_else(
+    shared_bench: Bench, tiny_base: dict[str, Artifact]
+) -> None:
+    stages = {stage["name"]: stage for stage in read_recipe("r1-smollm2").data["stages"]}
+    template = stages["base"]["with"]["chat_template"]
+    model = bring(shared_bench, tiny_base["model"], chat_template=template)
+    tokenizer = load_tokenizer(shared_bench.store.view(model))
+    shots = tuple(stages["problems"]["with"]["shots"])
+    assert shots == tuple(stages["demonstrations"]["with"]["shots"])
+    shown = replace(ROW, shots=shots)
+    (shot,) = shots
+
+    def text(row: PromptRow) -> str:
+        return str(tokenizer.apply_chat_template(row.messages(), tokenize=False, add_generation_prompt=True))
+
+    assert text(shown) == (
+        f"Question: {shot['question']}\nAnswer:\n{shot['answer']}<|im_end|>\nQuestion: How many?\nAnswer:\n"
+    )
+    assert text(ROW) == "<|im_start|>user\nHow many?<|im_end|>\n<|im_start|>assistant\n"
+    check_template(tokenizer, shown)
+    check_template(tokenizer, ROW)
+    thinking = stages["open-data"]["with"]["think_shots"]
+    assert text(replace(ROW, shots=tuple(thinking))).startswith("<|im_start|>user\nWhy do people")
 
 
 @pytest.mark.parametrize(

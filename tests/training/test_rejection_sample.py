@@ -156,6 +156,39 @@ def test_open_prompts_think_first_and_simple_ones_do_not(
     assert not any("think>" in row.response for row in rows)
 
 
+def test_thinking_is_shown_to_the_sampler_and_left_out_of_the_example(
+    shared_bench: Bench, tiny_base: Mapping[str, Artifact]
+) -> None:
+    source = {"kind": "open_tasks", "kinds": ["fact", "small_talk"]}
+    prompts = shared_bench.run(
+        run_prompts, PromptsConfig.model_validate({"source": source, "train": 24, "heldout": 4})
+    ).outputs["train"]
+    inputs = {"model": tiny_base["model"], "prompts": prompts}
+    shots = [{"question": "Why?", "answer": "<think>A reason.</think>Because it is so."}]
+
+    def sampled(**changes: Any) -> tuple[dict[str, list[str]], list[Any]]:
+        config = small(rules={"minimum": {}}, think_first=True, target="final", max_prompts=12, **changes)
+        done = shared_bench.run(run_rejection_sample, config, inputs)
+        kept = read_examples(shared_bench.store.view(done.outputs["examples"]) / EXAMPLES_FILE)
+        lines = shared_bench.store.read_bytes(done.outputs["rejected"], REJECTED_FILE).splitlines()
+        texts: dict[str, list[str]] = {}
+        for row in map(json.loads, lines):
+            texts.setdefault(row["prompt"], []).append(row["text"])
+        assert done.summary["sampled"] == 4 * 12
+        return texts, kept
+
+    shown, kept = sampled(think_shots=shots)
+    plain, _ = sampled()
+    rows = read_prompts(shared_bench.store.view(prompts) / PROMPTS_FILE)[:12]
+    assert all(len(example.messages) == 1 for example in kept)
+    for task in ("open", "simple"):
+        ids = [row.id for row in rows if row.task == task]
+        assert ids
+        assert ([shown.get(i) for i in ids] == [plain.get(i) for i in ids]) == (task == "simple")
+    with pytest.raises(ValueError, match="think_first"):
+        small(think_shots=shots)
+
+
 def test_without_rules_an_empty_reply_is_still_no_example(
     shared_bench: Bench, tiny_base: Mapping[str, Artifact]
 ) -> None:

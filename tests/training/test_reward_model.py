@@ -205,6 +205,13 @@ def test_pairs_from_a_file(tmp_path: Path, shared_bench: Bench) -> None:
         shared_bench.run(run_preferences, bad)
 
 
+def test_pairs_in_one_language(bench: Bench) -> None:
+    source = {"kind": "procedural", "languages": ["en"]}
+    config = PreferencesConfig.model_validate({"source": source, "train": 20, "heldout": 20, "ties": 5})
+    for artifact in bench.run(run_preferences, config).outputs.values():
+        assert {row.language for row in rows_of(bench, artifact)} == {"en"}
+
+
 @pytest.mark.skipif(not DATA.exists(), reason="the PandaLM data are not here")
 def test_pandalm(shared_bench: Bench) -> None:
     config = PreferencesConfig.model_validate(

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 from posttrain.core.errors import DataError, MissingDependencyError
 from posttrain.data import open_tasks, word_problems
+from posttrain.data.languages import target_language_share
 from posttrain.data.prompts import PromptRow, normal_question, question_id
 
 if TYPE_CHECKING:
@@ -57,6 +58,8 @@ def _read_word_problems(source: WordProblemSource, split: str, seed: int) -> Ite
         heldout_share=source.heldout_share,
     )
     for problem in stream:
+        if problem.language not in source.languages:
+            continue
         if word_problems.split_of(problem.chain, source.heldout_share) != side:
             raise AssertionError("a word problem crossed the split")
         yield PromptRow(
@@ -70,10 +73,9 @@ def _read_word_problems(source: WordProblemSource, split: str, seed: int) -> Ite
 
 def _read_open_tasks(source: OpenTaskSource, split: str, seed: int) -> Iterator[PromptRow]:
     side: Literal["train", "heldout"] = "heldout" if split == "heldout" else "train"
-    wanted = set(source.kinds)
     # There are about a thousand prompts: a long enough draw has met them all.
     for _, task in zip(range(20_000), open_tasks.tasks(0 if side == "heldout" else seed, side), strict=False):
-        if task.kind in wanted:
+        if task.kind in source.kinds and task.language in source.languages:
             yield PromptRow(
                 id=question_id(task.question),
                 question=task.question,
@@ -93,7 +95,7 @@ def _read_jsonl(source: JsonlSource, split: str, seed: int) -> Iterator[PromptRo
     random.Random("jsonl-order").shuffle(rows)
     if split == "train":
         random.Random(f"jsonl-train/{seed}").shuffle(rows)
-    yield from rows
+    yield from (row for row in rows if _wanted(row, source))
 
 
 class Record(NamedTuple):
@@ -145,9 +147,10 @@ def _row_of(record: Mapping[str, Any], source: JsonlSource | HubSource, where: s
                     hint=f"set `source.{setting}` to the right key",
                 )
             parts.append(_text(found))
-        return " ".join(
-            part if part.endswith((".", "?", "!")) or setting == "answer" else part + "." for part in parts
-        )
+        # A question's parts are sentences; its end stays as it is.
+        stop = "." if setting == "question" else ""
+        ended = [part if part.endswith((".", "?", "!")) else part + stop for part in parts[:-1]]
+        return " ".join([*ended, parts[-1]])
 
     question = value(source.question, "question")
     answer = ""
@@ -156,6 +159,14 @@ def _row_of(record: Mapping[str, Any], source: JsonlSource | HubSource, where: s
     return PromptRow(
         question_id(question), question, answer, source.language, tags={"source": origin}, task=source.task
     )
+
+
+def _wanted(row: PromptRow, source: JsonlSource | HubSource) -> bool:
+    """Whether a question has the length and the language that its source asks for."""
+    if source.max_characters is not None and len(row.question) > source.max_characters:
+        return False
+    share = target_language_share(row.question, row.language) if source.foreign == "drop" else None
+    return share is None or share >= 0.5
 
 
 def value_at(record: Any, path: str) -> Any:
@@ -219,7 +230,9 @@ def _read_hub(source: HubSource, split: str, seed: int) -> Iterator[PromptRow]:
     if split == "train":
         random.Random(f"hub-train/{seed}").shuffle(order)
     for index in order:
-        yield _row_of(loaded[index], source, f"{source.path} row {index}", source.path)
+        row = _row_of(loaded[index], source, f"{source.path} row {index}", source.path)
+        if _wanted(row, source):
+            yield row
 
 
 READERS: Mapping[str, Callable[..., Iterator[PromptRow]]] = {

@@ -2,8 +2,8 @@
 
 Here: demonstrations from worked solutions, each a ``<think>…</think>`` block that goes step by step in the question's
 language and an ``<answer>…</answer>`` of the final number alone. Solutions come from our own word problems (written
-from their exact chains) or from JSONL with worked answers, such as GSM8K's. Not here: how they are learned
-(``training.sft``). To add a source: its config class, and its reader in ``_READERS``.
+from their exact chains) or from JSONL or a hub data set with worked answers, such as GSM8K's. Not here: how they are
+learned (``training.sft``). To add a source: its config class, and its reader in ``_READERS``.
 """
 
 from __future__ import annotations
@@ -11,9 +11,9 @@ from __future__ import annotations
 import json
 import random
 import re
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
-from typing import Annotated, Literal, TypeAlias
+from typing import Annotated, Any, Literal, TypeAlias
 
 from pydantic import Field
 
@@ -43,9 +43,30 @@ class WorkedSource(StageConfig):
     answer: str = "answer"
     """Key of the worked answer: reasoning, then ``####`` and the number, as in GSM8K; ``<<…>>`` notes are dropped."""
     language: str = "en"
+    max_characters: int | None = Field(None, ge=1)
+    """Rows whose reasoning is longer are left out: a small model learns from short ones."""
 
 
-ColdStartSource: TypeAlias = Annotated[WordProblemSource | WorkedSource, Field(discriminator="kind")]
+class WorkedHubSource(StageConfig):
+    """A data set of the Hugging Face hub with worked answers; the recipe must say ``allow_hub: true``."""
+
+    kind: Literal["hub"] = "hub"
+    path: str
+    """Data set id, for example ``openai/gsm8k``."""
+    name: str | None = None
+    """Configuration of the data set."""
+    revision: str = "main"
+    split: str = "train"
+    question: str = "question"
+    """This key and the following ones as for a ``worked`` source."""
+    answer: str = "answer"
+    language: str = "en"
+    max_characters: int | None = Field(None, ge=1)
+
+
+ColdStartSource: TypeAlias = Annotated[
+    WordProblemSource | WorkedSource | WorkedHubSource, Field(discriminator="kind")
+]
 
 
 class ColdStartConfig(StageConfig):
@@ -62,7 +83,7 @@ class ColdStartConfig(StageConfig):
 
     def external_files(self) -> Mapping[str, Path]:
         """The files of a ``worked`` source."""
-        if isinstance(self.source, WordProblemSource):
+        if not isinstance(self.source, WorkedSource):
             return {}
         return {f"source.paths.{i}": Path(path) for i, path in enumerate(self.source.paths)}
 
@@ -157,27 +178,45 @@ def _read_word_problems(source: WordProblemSource, seed: int) -> Iterator[Demons
         heldout_share=source.heldout_share,
     )
     for problem in stream:
-        yield Demonstration(
-            question=problem.question, response=demonstrate(problem), language=problem.language
-        )
+        if problem.language in source.languages:
+            yield Demonstration(
+                question=problem.question, response=demonstrate(problem), language=problem.language
+            )
 
 
 def _read_worked(source: WorkedSource, seed: int) -> Iterator[Demonstration]:
     records = list(read_records(source.paths))
     random.Random(f"cold-start/{seed}").shuffle(records)
-    for record in records:
-        question, worked = value_at(record.data, source.question), value_at(record.data, source.answer)
+    yield from _demonstrations(((record.data, record.where) for record in records), source)
+
+
+def _read_hub(source: WorkedHubSource, seed: int) -> Iterator[Demonstration]:
+    import datasets
+
+    loaded = datasets.load_dataset(source.path, source.name, split=source.split, revision=source.revision)
+    order = list(range(len(loaded)))
+    random.Random(f"cold-start/{seed}").shuffle(order)
+    yield from _demonstrations(((loaded[i], f"{source.path} row {i}") for i in order), source)
+
+
+def _demonstrations(
+    records: Iterable[tuple[Mapping[str, Any], str]], source: WorkedSource | WorkedHubSource
+) -> Iterator[Demonstration]:
+    for record, where in records:
+        question, worked = value_at(record, source.question), value_at(record, source.answer)
         if question is None or worked is None:
             raise DataError(
-                f"{record.where} has no key {source.question if question is None else source.answer!r}",
-                hint="set `source.question` and `source.answer` to the keys of the file",
+                f"{where} has no key {source.question if question is None else source.answer!r}",
+                hint="set `source.question` and `source.answer` to the keys of the data",
             )
         reasoning, mark, final = re.sub(r"<<[^<>]*>>", "", str(worked)).rpartition("####")
         if not mark or not reasoning.strip():
             raise DataError(
-                f"{record.where} has no worked answer: reasoning, then `#### number`",
+                f"{where} has no worked answer: reasoning, then `#### number`",
                 hint="use prompts without worked answers in `prompts`, not in `cold_start`",
             )
+        if source.max_characters is not None and len(reasoning.strip()) > source.max_characters:
+            continue
         yield Demonstration(
             question=str(question).strip(),
             response=f"<think>\n{reasoning.strip()}\n</think>\n<answer> {final.strip().replace(',', '')} </answer>",
@@ -188,6 +227,7 @@ def _read_worked(source: WorkedSource, seed: int) -> Iterator[Demonstration]:
 _READERS: Mapping[str, Callable[..., Iterator[Demonstration]]] = {
     "word_problems": _read_word_problems,
     "worked": _read_worked,
+    "hub": _read_hub,
 }
 
 

@@ -34,6 +34,7 @@ from posttrain.data.preferences import (
     preferences_to_jsonl,
 )
 from posttrain.data.prompts import normal_question
+from posttrain.data.word_problems import Language
 
 
 class ProceduralSource(StageConfig):
@@ -41,6 +42,7 @@ class ProceduralSource(StageConfig):
 
     kind: Literal["procedural"] = "procedural"
     aspect: Aspect = "helpful"
+    languages: tuple[Language, ...] = Field(("en", "zh"), min_length=1)
 
 
 class PairsSource(StageConfig):
@@ -64,8 +66,26 @@ class PandaLmSource(StageConfig):
     """Its JSON file, plain or gzip."""
 
 
+class HubPairsSource(StageConfig):
+    """Pairs of a data set of the Hugging Face hub; the recipe must say ``allow_hub: true``."""
+
+    kind: Literal["hub"] = "hub"
+    path: str
+    """Data set id, for example ``HuggingFaceH4/ultrafeedback_binarized``."""
+    name: str | None = None
+    """Configuration of the data set."""
+    revision: str = "main"
+    split: str = "train"
+    prompt: str = "prompt"
+    """Key of the prompt; a dot reaches into lists and objects (``chosen.1.content``), here and in the next two."""
+    chosen: str = "chosen"
+    rejected: str = "rejected"
+    aspect: Aspect = "helpful"
+    language: str = "en"
+
+
 PreferenceSource: TypeAlias = Annotated[
-    ProceduralSource | PairsSource | PandaLmSource, Field(discriminator="kind")
+    ProceduralSource | PairsSource | PandaLmSource | HubPairsSource, Field(discriminator="kind")
 ]
 
 
@@ -123,39 +143,60 @@ def _question(row: PreferenceRow) -> str:
 
 def _ties(source: PreferenceSource, seed: int, count: int) -> Iterator[PreferenceRow]:
     if isinstance(source, ProceduralSource):
-        return itertools.islice(open_tasks.tied_pairs(seed, source.aspect), count)
+        tied = open_tasks.tied_pairs(seed, source.aspect)
+        return itertools.islice((row for row in tied if row.language in source.languages), count)
     rows = _READERS[source.kind](source, "heldout", seed)
     return itertools.islice(filter(is_tie, rows), count)
 
 
 def _read_procedural(source: ProceduralSource, split: str, seed: int) -> Iterator[PreferenceRow]:
     side: Literal["train", "heldout"] = "heldout" if split == "heldout" else "train"
-    return open_tasks.preference_pairs(0 if side == "heldout" else seed, side, source.aspect)
+    pairs = open_tasks.preference_pairs(0 if side == "heldout" else seed, side, source.aspect)
+    return (row for row in pairs if row.language in source.languages)
 
 
 def _read_pairs(source: PairsSource, split: str, seed: int) -> Iterator[PreferenceRow]:
-    rows = []
-    for record in read_records(source.paths):
-        texts = {}
-        for name in ("prompt", "chosen", "rejected"):
-            value = value_at(record.data, getattr(source, name))
-            if not isinstance(value, str):
-                raise DataError(
-                    f"{record.where} has no text under {getattr(source, name)!r}",
-                    hint=f"set `source.{name}` to the right key",
-                )
-            texts[name] = value
-        rows.append(
-            PreferenceRow(
-                id=f"{Path(record.file).stem}-{record.line}",
-                messages=({"role": "user", "content": texts["prompt"]},),
-                chosen=texts["chosen"],
-                rejected=texts["rejected"],
-                aspect=source.aspect,
-                language=source.language,
-            )
-        )
+    rows = [
+        _pair(record.data, source, name=f"{Path(record.file).stem}-{record.line}", where=record.where)
+        for record in read_records(source.paths)
+    ]
     yield from _in_order(rows, split, seed)
+
+
+def _read_hub(source: HubPairsSource, split: str, seed: int) -> Iterator[PreferenceRow]:
+    import datasets
+
+    loaded = datasets.load_dataset(source.path, source.name, split=source.split, revision=source.revision)
+    rows = [
+        _pair(record, source, name=str(place), where=f"{source.path} row {place}")
+        for place, record in enumerate(loaded)
+    ]
+    usable = [
+        row for row in rows if row.chosen.strip() and row.rejected.strip() and row.chosen != row.rejected
+    ]
+    yield from _in_order(usable, split, seed)
+
+
+def _pair(
+    record: Mapping[str, Any], source: PairsSource | HubPairsSource, *, name: str, where: str
+) -> PreferenceRow:
+    texts = {}
+    for key in ("prompt", "chosen", "rejected"):
+        value = value_at(record, getattr(source, key))
+        if not isinstance(value, str):
+            raise DataError(
+                f"{where} has no text under {getattr(source, key)!r}",
+                hint=f"set `source.{key}` to the right key",
+            )
+        texts[key] = value
+    return PreferenceRow(
+        id=name,
+        messages=({"role": "user", "content": texts["prompt"]},),
+        chosen=texts["chosen"],
+        rejected=texts["rejected"],
+        aspect=source.aspect,
+        language=source.language,
+    )
 
 
 def _read_pandalm(source: PandaLmSource, split: str, seed: int) -> Iterator[PreferenceRow]:
@@ -208,6 +249,7 @@ _READERS: Mapping[str, Callable[..., Iterator[PreferenceRow]]] = {
     "procedural": _read_procedural,
     "jsonl": _read_pairs,
     "pandalm": _read_pandalm,
+    "hub": _read_hub,
 }
 
 

@@ -30,6 +30,7 @@ from posttrain.data.prompts import (
     prompt_set_facts,
     to_jsonl,
 )
+from posttrain.data.word_problems import Language
 
 R1_SYSTEM_PROMPT = (
     "Think step by step inside <think> </think>, then give only the final number inside <answer> </answer>."
@@ -51,13 +52,15 @@ class WordProblemSource(_Source):
     """Largest number on the way."""
     heldout_share: float = Field(0.1, gt=0, lt=1)
     """Share of all equations that no training prompt may use."""
+    languages: tuple[Language, ...] = Field(("en", "zh"), min_length=1)
 
 
 class OpenTaskSource(_Source):
     """Made here: facts, translation, writing and small talk in English and Chinese, judged by a planted rule."""
 
     kind: Literal["open_tasks"] = "open_tasks"
-    kinds: tuple[OpenKind, ...] = ("fact", "translation", "writing", "small_talk")
+    kinds: tuple[OpenKind, ...] = Field(("fact", "translation", "writing", "small_talk"), min_length=1)
+    languages: tuple[Language, ...] = Field(("en", "zh"), min_length=1)
 
 
 class JsonlSource(_Source):
@@ -74,6 +77,11 @@ class JsonlSource(_Source):
     language: str = "en"
     task: Task = "reasoning"
     """How answers to these prompts are judged: ``reasoning`` by verifiers, ``open`` and ``simple`` by preference."""
+    max_characters: int | None = Field(None, ge=1)
+    """Longer questions are left out."""
+    foreign: Literal["keep", "drop"] = "keep"
+    """What to do with questions most of whose words are in another language than ``language``; files of real requests
+    hold many."""
     duplicates: Literal["refuse", "drop"] = "refuse"
     """What to do with a question that appears twice."""
 
@@ -103,7 +111,9 @@ class HubSource(_Source):
     answer: str = "answer"
     language: str = "en"
     task: Task = "reasoning"
-    """As for a JSONL source."""
+    """As for a JSONL source, and so are the next two."""
+    max_characters: int | None = Field(None, ge=1)
+    foreign: Literal["keep", "drop"] = "keep"
     duplicates: Literal["refuse", "drop"] = "drop"
 
 

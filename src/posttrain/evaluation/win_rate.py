@@ -5,7 +5,8 @@ judge is a pointwise one (the planted rule of the procedural tasks, or a reward 
 both orders (a language model). Not here: verifiable prompts (``evaluate``). To add a judge: a config in ``WinJudge``
 and its branch in ``_outcomes``.
 
-*Covered*: paired by prompt, ties are half a win, prompts that the judge could not decide are left out and counted.
+*Covered*: paired by prompt, ties are half a win, prompts that the judge could not decide are left out and counted. A
+language model is shown what follows the think block, as a reader would see it.
 *Not covered*: whether the judge is right; the report names it.
 """
 
@@ -28,9 +29,12 @@ from posttrain.data import open_tasks
 from posttrain.data.prompts import PROMPTS_FILE, PromptRow, check_prompts, read_prompts
 from posttrain.engines.judging import JudgeConfig
 from posttrain.evaluation.records import WinRate, WinRateReport
+from posttrain.rewards.parsing import final_part
 
 WIN_RATES_FILE = "win_rates.json"
 PAIRS_FILE = "pairs.jsonl"
+_REWARD_MODEL_REPORT = "reward_model_report.json"
+"""The file of a ``reward_model`` stage's report."""
 
 
 class PlantedJudge(BaseModel):
@@ -50,7 +54,7 @@ class RewardModelJudge(BaseModel):
 
 
 class PairwiseJudge(BaseModel):
-    """A language model that sees both replies, in both orders; input ``judge_model`` for a local one."""
+    """A language model that sees both final replies, in both orders; input ``judge_model`` for a local one."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
     kind: Literal["language_model"] = "language_model"
@@ -86,7 +90,8 @@ class _Contest:
 
 
 def run_win_rate(config: WinRateConfig, inputs: Mapping[str, Artifact], context: StageContext) -> StageResult:
-    """Compare. Inputs: ``models.<name>``, ``prompts`` (open ones are used), optional ``reward_model``, ``judge_model``.
+    """Compare. Inputs: ``models.<name>``, ``prompts`` (open ones are used), optional ``reward_model`` with its
+    ``reward_model_report`` (so that the reader is told how far to trust it), ``judge_model``.
 
     Output: ``report`` with the rates and every pair.
     """
@@ -111,7 +116,7 @@ def run_win_rate(config: WinRateConfig, inputs: Mapping[str, Artifact], context:
         if name == config.baseline:
             continue
         contest = _Contest(prompts, replies[name], replies[config.baseline])
-        outcomes = _outcomes(config.judge, inputs, context, contest)
+        outcomes = _outcomes(config, inputs, context, contest)
         pairs += [
             {
                 "model": name,
@@ -127,7 +132,7 @@ def run_win_rate(config: WinRateConfig, inputs: Mapping[str, Artifact], context:
     report = WinRateReport(
         baseline=config.baseline,
         suite=inputs["prompts"].digest,
-        judge=config.judge.kind,
+        judge=_introduced(config.judge, inputs, context),
         prompts=len(prompts),
         rates=tuple(rates),
     )
@@ -159,11 +164,23 @@ def win_rate(name: str, outcomes: Sequence[float | None]) -> WinRate:
     )
 
 
+def _introduced(judge: WinJudge, inputs: Mapping[str, Artifact], context: StageContext) -> str:
+    """The judge in words for the reader, with its share of right verdicts where it is known."""
+    if not isinstance(judge, RewardModelJudge) or "reward_model_report" not in inputs:
+        return judge.kind
+    tested = json.loads(context.store.read_bytes(inputs["reward_model_report"], _REWARD_MODEL_REPORT))
+    share = tested["pair_accuracy"]
+    return (
+        f"reward model, which ranks {share['value']:.0%} of {share['n']} held-out pairs as people did "
+        f"({share['low']:.0%} to {share['high']:.0%})"
+    )
+
+
 def _replies(
     config: WinRateConfig, context: StageContext, artifact: Artifact, prompts: Sequence[PromptRow]
 ) -> list[str]:
     """One reply a prompt; kept in the stage's folder, so that a killed stage does not ask a model twice."""
-    from posttrain.engines.model_folder import load_model, load_tokenizer, pick_device
+    from posttrain.engines.model_folder import load_model, load_tokenizer, pick_device, prefills_think
     from posttrain.engines.records import Sampling
     from posttrain.engines.transformers_engine import TransformersEngine
 
@@ -172,8 +189,9 @@ def _replies(
         done: list[str] = json.loads(kept.read_bytes())
         return done
     folder = context.store.view(artifact)
+    tokenizer = load_tokenizer(folder)
     model = load_model(folder, dtype=config.dtype, device=pick_device(config.device))
-    engine = TransformersEngine(model, load_tokenizer(folder), batch_size=config.batch_size)
+    engine = TransformersEngine(model, tokenizer, batch_size=config.batch_size)
 
     def progress(now: int, total: int) -> None:
         context.stop.check()
@@ -182,24 +200,28 @@ def _replies(
     sampling = Sampling(
         config.max_completion_tokens, config.temperature, samples=1, seed=config.evaluation_seed
     )
-    groups = engine.generate([row.messages() for row in prompts], sampling, progress)
-    replies = [group[0].text for group in groups]
+    conversations = [row.messages() for row in prompts]
+    begin = "<think>" if prefills_think(tokenizer, conversations[0]) else ""
+    replies = [begin + group[0].text for group in engine.generate(conversations, sampling, progress)]
     write_atomic(kept, canonical_json(replies))
     return replies
 
 
 def _outcomes(
-    judge: WinJudge, inputs: Mapping[str, Artifact], context: StageContext, contest: _Contest
+    config: WinRateConfig, inputs: Mapping[str, Artifact], context: StageContext, contest: _Contest
 ) -> list[float | None]:
     """For each prompt: 1 won, 0.5 tied, 0 lost, None undecided."""
+    judge = config.judge
     if isinstance(judge, PairwiseJudge):
-        return _asked(judge, inputs, context, contest)
+        return _asked(config, inputs, context, contest)
     margin = 0.0
     if isinstance(judge, RewardModelJudge):
+        from posttrain.engines.model_folder import pick_device
         from posttrain.engines.reward_scorer import RewardScorer
 
         margin = judge.margin
-        scorer = RewardScorer.load(context.store.view(_required(inputs, "reward_model", judge.kind)))
+        folder = context.store.view(_required(inputs, "reward_model", judge.kind))
+        scorer = RewardScorer.load(folder, dtype=config.dtype, device=pick_device(config.device))
         conversations = [row.messages() for row in contest.prompts]
         scores = [scorer.score(conversations, texts) for texts in (contest.replies, contest.baseline)]
     else:
@@ -218,18 +240,22 @@ def _outcomes(
 
 
 def _asked(
-    judge: PairwiseJudge, inputs: Mapping[str, Artifact], context: StageContext, contest: _Contest
+    config: WinRateConfig, inputs: Mapping[str, Artifact], context: StageContext, contest: _Contest
 ) -> list[float | None]:
     from posttrain.engines.judges import build_judge
     from posttrain.engines.judging import PairRequest
-    from posttrain.engines.model_folder import load_model, load_tokenizer
+    from posttrain.engines.model_folder import load_model, load_tokenizer, pick_device
+
+    judge = config.judge
+    assert isinstance(judge, PairwiseJudge)  # the caller looked
 
     def load() -> tuple[Any, Any]:
         folder = context.store.view(_required(inputs, "judge_model", judge.kind))
-        return load_model(folder), load_tokenizer(folder)
+        model = load_model(folder, dtype=config.dtype, device=pick_device(config.device))
+        return model, load_tokenizer(folder)
 
     asked = [
-        PairRequest(row.id, tuple(row.messages()), reply, other)
+        PairRequest(row.id, tuple(row.messages()), final_part(reply), final_part(other))
         for row, reply, other in zip(contest.prompts, contest.replies, contest.baseline, strict=True)
     ]
     return [answer.first_wins for answer in build_judge(judge.judge, load).compare(asked)]

@@ -49,6 +49,7 @@ _SPECS: tuple[StageSpec, ...] = (
         inputs={
             "model": "model",
             "prompts": "dataset",
+            "open_prompts?": "dataset",
             "heldout?": "dataset",
             "helpful?": "model",
             "harmless?": "model",
@@ -140,7 +141,13 @@ _SPECS: tuple[StageSpec, ...] = (
         summary="how often each model's reply to an open prompt is preferred to a baseline's",
         config="posttrain.evaluation.win_rate:WinRateConfig",
         run="posttrain.evaluation.win_rate:run_win_rate",
-        inputs={"models*": "model", "prompts": "dataset", "reward_model?": "model", "judge_model?": "model"},
+        inputs={
+            "models*": "model",
+            "prompts": "dataset",
+            "reward_model?": "model",
+            "reward_model_report?": "report",
+            "judge_model?": "model",
+        },
         outputs={"report": "report"},
     ),
     StageSpec(

@@ -123,8 +123,8 @@ class GrpoConfig(StageConfig):
 
 
 def run_grpo(config: GrpoConfig, inputs: Mapping[str, Artifact], context: StageContext) -> StageResult:
-    """Reinforce a model. Inputs: ``model``, ``prompts``, optional ``heldout`` (checked to be disjoint), and the reward
-    models ``helpful`` and ``harmless`` for open prompts.
+    """Reinforce a model. Inputs: ``model``, ``prompts``, optional ``open_prompts`` (further ones, from another stage),
+    ``heldout`` (checked to be disjoint), and the reward models ``helpful`` and ``harmless`` for open prompts.
 
     Outputs: ``model``, ``metrics`` (one row a step), ``samples`` (every completion with reward parts and advantage),
     ``figures``. Raises PreflightError, HealthError, ModelError, DataError.
@@ -137,8 +137,8 @@ def run_grpo(config: GrpoConfig, inputs: Mapping[str, Artifact], context: StageC
     from posttrain.training.trl_common import train_resumable, whole_model
 
     torch.set_num_threads(context.threads)
-    prompts = _read(context, inputs["prompts"], "training")
-    heldout = _read(context, inputs["heldout"], "held-out") if "heldout" in inputs else []
+    prompts = _read(context, inputs, "prompts", "open_prompts")
+    heldout = _read(context, inputs, "heldout")
     check_disjoint(prompts, heldout)
     scorers = [name for name in ("helpful", "harmless") if name in inputs]
     check_routing(scorers, prompts, config.preference)
@@ -225,9 +225,12 @@ def trainer_arguments(config: GrpoConfig, folder: Path, device: str) -> GRPOConf
     )
 
 
-def _read(context: StageContext, artifact: Artifact, name: str) -> list[PromptRow]:
-    rows = read_prompts(context.store.view(artifact) / PROMPTS_FILE)
-    check_prompts(rows, name)
+def _read(context: StageContext, inputs: Mapping[str, Artifact], *names: str) -> list[PromptRow]:
+    """The prompts of those of the inputs ``names`` that there are, as one set."""
+    given = [inputs[name] for name in names if name in inputs]
+    rows = [row for artifact in given for row in read_prompts(context.store.view(artifact) / PROMPTS_FILE)]
+    if given:
+        check_prompts(rows, "held-out" if names == ("heldout",) else "training")
     return rows
 
 

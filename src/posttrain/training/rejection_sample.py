@@ -35,6 +35,7 @@ from posttrain.data.examples import (
     example_set_facts,
     examples_to_jsonl,
 )
+from posttrain.data.prompt_sources import Shot
 from posttrain.data.prompts import PROMPTS_FILE, PromptRow, check_prompts, read_prompts
 from posttrain.engines.judging import ReplyJudgeConfig, RewardModelJudgeConfig
 from posttrain.training.rejection_rules import (
@@ -58,6 +59,8 @@ REJECTED_FILE = "rejected.jsonl"
 class RejectionSampleConfig(StageConfig):
     """Config of the ``rejection_sample`` stage."""
 
+    max_prompts: int | None = Field(None, ge=1)
+    """At most so many prompts, the first of the set; by default all."""
     samples: int = Field(4, ge=1)
     """Completions drawn for each prompt."""
     keep: int = Field(1, ge=1)
@@ -67,6 +70,9 @@ class RejectionSampleConfig(StageConfig):
     think_first: bool = False
     """Open the think block for the model, so that it thinks before it answers; ``simple`` prompts are always answered
     directly."""
+    think_shots: tuple[Shot, ...] = ()
+    """Replies with a thought before them, for a model that does not think when the block is opened: with
+    ``think_first`` they come before each prompt that is sampled, and are left out of the example."""
     target: Target = "whole"
     """What becomes the example's response: everything, or what follows the think block."""
     rules: Rules | None = Rules()
@@ -85,7 +91,9 @@ class RejectionSampleConfig(StageConfig):
     seed: int = 0
 
     @model_validator(mode="after")
-    def _check_scale(self) -> RejectionSampleConfig:
+    def _check(self) -> RejectionSampleConfig:
+        if self.think_shots and not self.think_first:
+            raise ValueError("`think_shots` are shown with `think_first`; set it, or remove them")
         low = self.min_judgement
         if low is not None and not 0 <= low <= 1 and not isinstance(self.judge, RewardModelJudgeConfig):
             raise ValueError(
@@ -109,6 +117,7 @@ def run_rejection_sample(
     torch.set_num_threads(context.threads)
     prompts = read_prompts(context.store.view(inputs["prompts"]) / PROMPTS_FILE)
     check_prompts(prompts, "training")
+    prompts = prompts[: config.max_prompts]
     candidates = _all_shards(config, inputs, context, prompts)
     kept, rejected = choose(config, candidates)
     counts = dict(sorted(Counter(c.reason.split(":")[0] for c in rejected).items()))
@@ -271,8 +280,11 @@ class _Sampler:
         rows = [row for row in prompts if (row.task == "simple") == direct]
         if not rows:
             return []
-        prefilled = prefills_think(self._tokenizer, rows[0].messages())
-        opened = "<think>" if config.think_first and not direct and not prefilled else ""
+        thinks = config.think_first and not direct
+        shots = tuple(shot.model_dump() for shot in config.think_shots) if thinks else ()
+        asked = [replace(row, shots=(*row.shots, *shots)).messages() for row in rows]
+        prefilled = prefills_think(self._tokenizer, asked[0])
+        opened = "<think>" if thinks and not prefilled else ""
         sampling = Sampling(
             config.max_completion_tokens,
             config.temperature,
@@ -280,7 +292,7 @@ class _Sampler:
             seed=(config.seed * 100_003 + number) * 2 + direct,
             prefix=opened,
         )
-        groups: list[list[Completion]] = self._engine.generate([row.messages() for row in rows], sampling)
+        groups: list[list[Completion]] = self._engine.generate(asked, sampling)
         begin = "<think>" if prefilled else ""
         return [
             (row, Candidate(row.id, index, begin + c.text, c.tokens, c.finish == "length"))
