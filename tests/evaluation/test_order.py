@@ -8,7 +8,7 @@ from fractions import Fraction as F
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import stats
 
@@ -39,6 +39,7 @@ def test_a_median_of_whole_steps_is_one_of_them():
     assert o.quantile_ranks(20, F("0.95")).point == 19
 
 
+@settings(deadline=None)
 @given(st.integers(30, 400), st.sampled_from([F(1, 2), F(3, 10), F(9, 10)]), st.integers(0, 10**6))
 def test_bounds_are_those_of_scipy(size, quantile, seed):
     values = np.array(random.Random(seed).sample(range(10**6), size), dtype=float)
@@ -103,6 +104,7 @@ def test_what_is_no_ratio_is_refused():
         o.ratio_of_sums(np.ones(1), np.ones(0))
 
 
+@settings(deadline=None)
 @given(st.lists(st.integers(-(10**15), 10**15), min_size=1, max_size=50))
 def test_sums_of_billionths_are_exact(values):
     floats = np.array(values) / 1e9

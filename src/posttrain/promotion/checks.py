@@ -155,7 +155,7 @@ def _ratio(
             above.values,
             below.values,
             scale=reading.scale,
-            clusters=np.unique(above.case, return_inverse=True)[1],
+            clusters=above.codes if above.cases < len(above.values) else None,
             confidence=float(options.confidence),
         )
     except ValueError as error:
@@ -172,7 +172,7 @@ def _ratio(
         slice=rule.metric.slice,
         metric=label(rule.metric),
         estimator=f"{reading.scale} × sum({reading.numerator}) / sum({reading.denominator}), clustered by case",
-        cases=len(np.unique(above.case)),
+        cases=above.cases,
         samples=len(above.values),
         value=float(ratio.value),
         low=finite(ratio.low),
@@ -198,7 +198,7 @@ def _total(rule: ThresholdRule, metric: Metric, column: str, *, table: Table) ->
         slice=rule.metric.slice,
         metric=label(rule.metric),
         estimator="total over all samples",
-        cases=len(np.unique(sample.case)),
+        cases=sample.cases,
         samples=len(sample.values),
         successes=int(total) if total.denominator == 1 else None,
         value=float(total),

@@ -1,0 +1,26 @@
+"""``docs/contracts.md``: its tables are those of the code, its examples parse."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import posttrain.promotion as room
+from posttrain.promotion._docs import render
+from posttrain.promotion.grammar import parse_contract
+
+PAGE = (Path(__file__).parents[2] / "docs" / "contracts.md").read_text()
+
+
+def test_the_page_is_what_the_code_makes():
+    assert render(PAGE) == PAGE, "run: python -m posttrain.promotion._docs docs/contracts.md"
+
+
+def test_the_example_of_the_page_parses():
+    (example, *_) = re.findall(r"```text\n(.*?)```", PAGE, re.DOTALL)
+    assert len(parse_contract(example).rules) == 7
+
+
+def test_every_public_name_resolves():
+    for name in room.__all__:
+        assert getattr(room, name) is not None
