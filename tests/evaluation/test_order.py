@@ -35,6 +35,7 @@ def test_ranks_of_p95_and_the_runs_that_can_bound_it():
 
 def test_a_median_of_whole_steps_is_one_of_them():
     assert o.quantile_interval([3, 4, 5, 9], F(1, 2)).value == 4
+    assert o.quantile_point(np.array([9, 3, 5, 4]), F(1, 2)) == 4
     # 0.95 * 20 is exactly 19; in floats 0.95 * 20 may be a little more, and the rank 20.
     assert o.quantile_ranks(20, F("0.95")).point == 19
 

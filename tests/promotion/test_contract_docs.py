@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import re
+import subprocess
+import sys
 from pathlib import Path
 
 import posttrain.promotion as room
@@ -24,3 +26,12 @@ def test_the_example_of_the_page_parses():
 def test_every_public_name_resolves():
     for name in room.__all__:
         assert getattr(room, name) is not None
+
+
+def test_naming_the_room_and_its_records_loads_nothing_heavy():
+    program = (
+        "import sys, posttrain.promotion, posttrain.promotion.records, posttrain.promotion.grammar;"
+        "print([m for m in ('scipy', 'numpy', 'pyarrow', 'jinja2', 'torch', 'yaml') if m in sys.modules])"
+    )
+    found = subprocess.run([sys.executable, "-c", program], capture_output=True, check=True, text=True)
+    assert found.stdout.strip() == "[]"

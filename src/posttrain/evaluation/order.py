@@ -67,6 +67,12 @@ def quantile_interval(
     return Estimate(at(ranks.point), at(ranks.low), at(ranks.high))
 
 
+def quantile_point(values: NDArray[Any], quantile: Fraction) -> float:
+    """The quantile alone, ``x_(ceil(q n))``."""
+    rank = math.ceil(quantile * len(values)) - 1
+    return float(np.partition(values, rank)[rank])
+
+
 def smallest_run_with_upper_bound(quantile: Fraction, *, confidence: float = 0.95) -> int:
     """The fewest values whose quantile has a finite upper bound: for p95, 72 at two-sided 95 % and 59 at 90 %."""
     tail = (1 - confidence) / 2
