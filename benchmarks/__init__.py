@@ -47,6 +47,7 @@ BENCHMARKS = (
     Benchmark("grpo_vs_trl", 3, "the grpo stage against a bare TRL script with the same settings"),
     Benchmark("rewards", 8, "the verifier pool against TRL's reward functions in process"),
     Benchmark("store", 5, "writing and verifying an artifact against copying and hashing files"),
+    Benchmark("gate", 3, "a promotion gate over 100,000 records against one bootstrap interval"),
     Benchmark("cli_start", 10, "`posttrain --help` against `trl --help` and an empty Python"),
 )
 
