@@ -13,6 +13,20 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from posttrain.evaluation.figures import Drawing, draw_outcomes, draw_training
     from posttrain.evaluation.measures import MEASURES, compare, measure_info, measure_rows
+    from posttrain.evaluation.outcomes import (
+        Arm,
+        Column,
+        Evaluated,
+        OutcomeRow,
+        Outcomes,
+        OutcomesHeader,
+        Series,
+        column_name,
+        make_outcomes,
+        read_header,
+        read_outcomes,
+        write_outcomes,
+    )
     from posttrain.evaluation.records import (
         CaseRow,
         Comparison,
@@ -37,6 +51,20 @@ if TYPE_CHECKING:
 _HOMES = {
     "figures": ("Drawing", "draw_outcomes", "draw_training"),
     "measures": ("MEASURES", "compare", "measure_info", "measure_rows"),
+    "outcomes": (
+        "Arm",
+        "Column",
+        "Evaluated",
+        "OutcomeRow",
+        "Outcomes",
+        "OutcomesHeader",
+        "Series",
+        "column_name",
+        "make_outcomes",
+        "read_header",
+        "read_outcomes",
+        "write_outcomes",
+    ),
     "records": (
         "CaseRow",
         "Comparison",
@@ -55,29 +83,41 @@ _MODULE_OF = {name: module for module, names in _HOMES.items() for name in names
 
 __all__ = [
     "MEASURES",
+    "Arm",
     "CaseRow",
+    "Column",
     "Comparison",
     "Completion",
     "Drawing",
+    "Evaluated",
     "EvaluationReport",
     "Example",
     "Measure",
     "ModelRow",
+    "OutcomeRow",
+    "Outcomes",
+    "OutcomesHeader",
     "PairedDifference",
     "ReportData",
+    "Series",
     "Slice",
+    "column_name",
     "compare",
     "draw_outcomes",
     "draw_training",
     "dump_case_rows",
     "headline",
     "load_case_rows",
+    "make_outcomes",
     "measure_info",
     "measure_rows",
     "pick_examples",
+    "read_header",
+    "read_outcomes",
     "render_report",
     "render_terminal",
     "render_text",
+    "write_outcomes",
 ]
 
 
