@@ -7,7 +7,7 @@ machines or batch sizes; matrix products differ in their last bits.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from posttrain.engines.records import Completion, Conversation, Sampling
@@ -40,21 +40,31 @@ class TransformersEngine:
         for number, start in enumerate(range(0, len(jobs), self._batch_size)):
             batch = jobs[start : start + self._batch_size]
             for index, completion in zip(
-                batch, self._generate_batch([prompts[i] for i in batch], sampling, number), strict=True
+                batch,
+                self._generate_batch(
+                    [prompts[i] for i in batch], sampling, sampling.seed * 1_000_003 + number
+                ),
+                strict=True,
             ):
                 results[index].append(completion)
             if on_progress is not None:
                 on_progress(start + len(batch), len(jobs))
         return results
 
-    def encode(self, conversation: Conversation) -> list[int]:
-        """Token ids of a conversation with the header of the next assistant turn."""
+    def complete_ids(self, prompts: list[list[int]], sampling: Sampling, seed: int) -> list[Completion]:
+        """One completion for each prompt, all in one batch that is drawn from ``seed``."""
+        return self._generate_batch(prompts, sampling, seed)
+
+    def encode(
+        self, conversation: Conversation | Sequence[Mapping[str, Any]], tools: Any | None = None
+    ) -> list[int]:
+        """Token ids of a conversation with the header of the next assistant turn; ``tools`` in OpenAI's form."""
         ids: list[int] = self._tokenizer.apply_chat_template(
-            list(conversation), add_generation_prompt=True, tokenize=True, return_dict=False
+            list(conversation), tools=tools, add_generation_prompt=True, tokenize=True, return_dict=False
         )
         return ids
 
-    def _generate_batch(self, prompts: list[list[int]], sampling: Sampling, number: int) -> list[Completion]:
+    def _generate_batch(self, prompts: list[list[int]], sampling: Sampling, seed: int) -> list[Completion]:
         import torch
         from transformers import GenerationConfig
 
@@ -68,7 +78,7 @@ class TransformersEngine:
             if greedy
             else {"temperature": sampling.temperature, "top_p": sampling.top_p, "top_k": sampling.top_k}
         )
-        torch.manual_seed(sampling.seed * 1_000_003 + number)
+        torch.manual_seed(seed)
         with torch.inference_mode():
             output = self._model.generate(
                 input_ids=torch.tensor(rows, device=self._model.device),
