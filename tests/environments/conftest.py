@@ -1,79 +1,30 @@
-"""A small suite with everything in it: recorded and computed tools, files, documents, two slices."""
+"""Sandboxes for tests, one for each backend that works here, and a small suite."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 
-from posttrain.environments.records import Case
-from posttrain.environments.slice_records import SliceSpec, ToolSpec, call_key
-from posttrain.environments.suite import Suite, SuiteSettings
+from posttrain.environments.sandbox import BACKENDS, Sandbox, SandboxConfig, why_not
+from posttrain.environments.suite import Suite
 from posttrain.environments.suite_build import build_from_slices
 from posttrain.environments.suite_files import parse_suite, write_suite
+from tests.environments.world import SETTINGS, small_slices
 
-LOOKUP = ToolSpec(
-    "lookup",
-    "Looks a release up.",
-    {"type": "object", "properties": {"name": {"type": "string"}}, "required": ["name"]},
-    {
-        call_key({"name": "search-sdk"}): "3.2.1",
-        call_key({"name": "search-cli"}): "1.0",
-        call_key({"name": "search-sdk", "exact": True}): "exactly 3.2.1",
-    },
-)
-TEXT = {"type": "object", "properties": {"query": {"type": "string"}}}
-SETTINGS = SuiteSettings.model_validate(
-    {
-        "name": "small",
-        "clock": "2026-03-04T05:06:07Z",
-        "computed_tools": {
-            "docs": {"kind": "search", "limit": 2},
-            "read": {"kind": "file"},
-            "now": {"kind": "clock"},
-        },
-    }
-)
+SMALL = {"wall_seconds": 20, "cpu_seconds": 10, "memory_mib": 64, "folder_mib": 4, "file_mib": 2, "files": 64}
 
 
-def small_slices() -> list[SliceSpec]:
-    cases = tuple(
-        Case(
-            f"debug-{n}",
-            "debug",
-            ({"role": "user", "content": f"Which version, {n}?"},),
-            {"version": "3.2.1"},
-            ("lookup", "docs", "read", "now"),
-            {"level": "easy" if n % 2 else "hard"},
-        )
-        for n in range(4)
-    )
-    debug = SliceSpec(
-        "debug",
-        "names the version",
-        cases,
-        ({"kind": "regex", "name": "cites", "pattern": "3\\.2\\.1"},),
-        ("cites",),
-        (LOOKUP, *(ToolSpec(name, name, TEXT) for name in ("docs", "read", "now"))),
-        {"sdk/README.md": b"# SDK\nPin 3.2.1.\n", "sdk/data.bin": bytes(range(256))},
-        {
-            "migration": "Version 3 drops legacy lookup.",
-            "release": "Version 3.2.1 pins the cache.",
-            "用户": "更新 API",
-        },
-    )
-    sums = SliceSpec(
-        "sums",
-        "adds",
-        tuple(
-            Case(f"sum-{n}", "sums", ({"role": "user", "content": f"{n} + 1?"},), {"answer": str(n + 1)})
-            for n in range(3)
-        ),
-        ({"kind": "exact", "name": "right", "key": "answer"},),
-        ("right",),
-    )
-    return [sums, debug]
+@pytest.fixture(scope="session", params=BACKENDS)
+def sandbox(request: pytest.FixtureRequest) -> Iterator[Sandbox]:
+    """A sandbox with small limits. At least one backend has to work wherever tests run."""
+    if reason := why_not(request.param):
+        if all(why_not(backend) for backend in BACKENDS):
+            pytest.fail(f"no backend can isolate here: {reason}")
+        pytest.skip(f"{request.param}: {reason}")
+    with Sandbox(SandboxConfig.model_validate({"backend": request.param, **SMALL})) as ready:
+        yield ready
 
 
 @pytest.fixture

@@ -19,7 +19,7 @@ from posttrain.environments.identity import IDENTITY_SCHEME, Identity, identify,
 from posttrain.environments.suite_build import build_from_folder, build_from_slices, change_settings
 from posttrain.environments.suite_diff import diff_suites
 from posttrain.environments.suite_files import SUITE_FILE, check_files, parse_suite, read_suite
-from tests.environments.conftest import SETTINGS, small_slices
+from tests.environments.world import SETTINGS, small_slices
 
 Files = dict[str, bytes]
 Writer = Callable[..., Path]
