@@ -1,0 +1,1 @@
+"""bundled: files that slices hand to the sandbox. Nothing of posttrain imports them."""
