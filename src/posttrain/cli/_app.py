@@ -26,6 +26,7 @@ COMMANDS = {
     "stage": "posttrain.cli.stage:stage",
     "runs": "posttrain.cli.runs:runs",
     "compare": "posttrain.cli.compare:compare",
+    "gate": "posttrain.cli.gate:gate",
     "show": "posttrain.cli.show:show",
     "recipes": "posttrain.cli.recipes:recipes",
     "doctor": "posttrain.cli.doctor:doctor",

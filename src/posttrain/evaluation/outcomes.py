@@ -30,9 +30,10 @@ from numpy.typing import NDArray
 from pydantic import Field, model_validator
 
 from posttrain.core.atomic import write_atomic
+from posttrain.core.documents import Digest, Document, Record
 from posttrain.core.errors import DataError
 from posttrain.core.suggest import did_you_mean
-from posttrain.evaluation.records import Digest, Scalar, _Document, _Record
+from posttrain.evaluation.records import Scalar
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -50,7 +51,7 @@ _DTYPES: Mapping[str, Any] = {"bool": np.bool_, "int64": np.int64, "float64": np
 _HINT = "make the report again: `posttrain evaluate`"
 
 
-class Column(_Record):
+class Column(Record):
     """One metric column."""
 
     name: str = Field(min_length=1)
@@ -66,7 +67,7 @@ class Column(_Record):
         return self
 
 
-class Arm(_Record):
+class Arm(Record):
     """One arm of an experiment and how many units came to it, for the check that the split was kept."""
 
     name: str
@@ -76,7 +77,7 @@ class Arm(_Record):
     """Units (users, sessions, requests) that the arm got."""
 
 
-class Evaluated(_Record):
+class Evaluated(Record):
     """What was evaluated, and how: everything about a report that its rows do not say."""
 
     suite: Digest
@@ -102,7 +103,7 @@ class Evaluated(_Record):
         return self
 
 
-class OutcomesHeader(_Document):
+class OutcomesHeader(Document):
     """``report.json``: what was evaluated, how much of it, and the digest of every value."""
 
     record_kind: ClassVar[str] = "outcomes"

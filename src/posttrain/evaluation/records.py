@@ -11,18 +11,14 @@ first.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterable, Mapping
-from typing import Annotated, Any, ClassVar, Literal, Self, TypeAlias
+from typing import ClassVar, Literal, Self, TypeAlias
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import Field, model_validator
 
-from posttrain.core.canonical import canonical_json, digest_json, is_digest
+from posttrain.core.documents import Digest, Document, Record
 from posttrain.core.errors import DataError, UnknownReferenceError
 from posttrain.core.suggest import did_you_mean
-
-SCHEMA = 1
-"""Version of the JSON forms in this file."""
 
 Mode: TypeAlias = Literal["greedy", "sampled"]
 """How completions were drawn: the most likely token each time, or from the distribution."""
@@ -30,63 +26,7 @@ Scalar: TypeAlias = str | bool | int | float | None
 """What a tag or a setting may hold."""
 
 
-def _digest(value: str) -> str:
-    if not is_digest(value):
-        raise ValueError(f"{value!r} is not a sha256: digest")
-    return value
-
-
-Digest: TypeAlias = Annotated[str, AfterValidator(_digest)]
-"""A complete ``sha256:`` digest."""
-
-
-class _Record(BaseModel):
-    """Frozen, no unknown keys, no NaN."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
-
-
-class _Document(_Record):
-    """A record that is stored by itself, so its JSON carries the schema number and its kind."""
-
-    record_kind: ClassVar[str]
-
-    def to_json(self) -> dict[str, Any]:
-        """A JSON object; :meth:`from_json` is the inverse."""
-        return {"schema": SCHEMA, "kind": self.record_kind, **self.model_dump(mode="json")}
-
-    def to_bytes(self) -> bytes:
-        """Canonical JSON: the same record gives the same bytes."""
-        return canonical_json(self.to_json())
-
-    @property
-    def digest(self) -> str:
-        """``sha256:`` of :meth:`to_bytes`."""
-        return digest_json(self.to_json())
-
-    @classmethod
-    def from_json(cls, data: Mapping[str, Any] | bytes | str) -> Self:
-        """Read any version ever written. Raises DataError for what is none, or is from a later posttrain."""
-        kind = cls.record_kind
-        try:
-            value = json.loads(data) if isinstance(data, bytes | str) else dict(data)
-            found = (value.pop("schema"), value.pop("kind"))
-        except (ValueError, TypeError, KeyError, AttributeError) as error:
-            raise DataError(f"not a {kind} record: {error!r}") from error
-        if isinstance(found[0], int) and found[0] > SCHEMA:
-            raise DataError(
-                f"this {kind} has schema {found[0]}, newer than {SCHEMA}",
-                hint="read it with a newer posttrain",
-            )
-        if found != (SCHEMA, kind):
-            raise DataError(f"expected a {kind} of schema {SCHEMA}, got a {found[1]} of schema {found[0]}")
-        try:
-            return cls.model_validate(value)
-        except ValidationError as error:
-            raise DataError(f"not a {kind} record: {error}") from error
-
-
-class CaseRow(_Document):
+class CaseRow(Document):
     """One completion of one held-out case, and what the verifiers said about it."""
 
     record_kind: ClassVar[str] = "case_row"
@@ -132,7 +72,7 @@ class CaseRow(_Document):
         return self
 
 
-class Measure(_Record):
+class Measure(Record):
     """One measured number with its interval."""
 
     name: str
@@ -152,7 +92,7 @@ class Measure(_Record):
     """Independent cases behind the value."""
 
 
-class Slice(_Record):
+class Slice(Record):
     """The measures of the cases that share one tag value."""
 
     tag: str
@@ -163,7 +103,7 @@ class Slice(_Record):
     """``success@1`` of every mode."""
 
 
-class EvaluationReport(_Document):
+class EvaluationReport(Document):
     """Everything that one evaluation of one model on one frozen suite measured."""
 
     record_kind: ClassVar[str] = "evaluation_report"
@@ -198,7 +138,7 @@ class EvaluationReport(_Document):
         return any(measure.name == name and measure.value is not None for measure in self.measures)
 
 
-class PairedDifference(_Record):
+class PairedDifference(Record):
     """One measure of two models on the same cases."""
 
     name: str
@@ -224,7 +164,7 @@ class PairedDifference(_Record):
     """Two-sided exact McNemar; only with one sample a case."""
 
 
-class Comparison(_Document):
+class Comparison(Document):
     """Two models on the same cases, paired."""
 
     record_kind: ClassVar[str] = "comparison"
@@ -240,7 +180,7 @@ class Comparison(_Document):
         return next(found, None)
 
 
-class WinRate(_Record):
+class WinRate(Record):
     """One model against the baseline."""
 
     name: str
@@ -256,7 +196,7 @@ class WinRate(_Record):
     high: float | None
 
 
-class WinRateReport(_Document):
+class WinRateReport(Document):
     """Every model against one baseline on one set of open prompts."""
 
     record_kind: ClassVar[str] = "win_rate_report"

@@ -128,6 +128,14 @@ _SPECS: tuple[StageSpec, ...] = (
         outputs={"report": "report"},
     ),
     StageSpec(
+        kind="gate",
+        summary="a contract of promotion rules applied to a report: GO, NO-GO, or not known yet",
+        config="posttrain.promotion.gate_stage:GateConfig",
+        run="posttrain.promotion.gate_stage:run_gate",
+        inputs={"candidate": "report", "baseline?": "report", "canary?": "report"},
+        outputs={"decision": "decision"},
+    ),
+    StageSpec(
         kind="export_gguf",
         summary="a model as one GGUF file, which llama.cpp loads",
         config="posttrain.training.export_gguf:ExportGgufConfig",
