@@ -47,6 +47,7 @@ BENCHMARKS = (
     Benchmark("grpo_vs_trl", 3, "the grpo stage against a bare TRL script with the same settings"),
     Benchmark("rewards", 8, "the verifier pool against TRL's reward functions in process"),
     Benchmark("store", 5, "writing and verifying an artifact against copying and hashing files"),
+    Benchmark("runner", 3, "playing a suite with an instant engine against Inspect's mock model"),
     Benchmark("cli_start", 10, "`posttrain --help` against `trl --help` and an empty Python"),
 )
 

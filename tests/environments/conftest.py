@@ -33,7 +33,7 @@ def files() -> dict[str, bytes]:
     return build_from_slices(
         SETTINGS,
         small_slices(),
-        grader_sources={"graders.py": "sha256:" + "0" * 64},
+        code={"graders.py": "sha256:" + "0" * 64},
         prompts={"system": "Be brief."},
     )
 

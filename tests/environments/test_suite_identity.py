@@ -103,9 +103,7 @@ def test_a_suite_reads_back_as_it_was_made(files: Files, write: Writer) -> None:
     assert list(suite.indexes) == ["debug"]
     # The order in which slices and cases are given is not part of a suite.
     turned = [replace(spec, cases=spec.cases[::-1], tools=spec.tools[::-1]) for spec in small_slices()[::-1]]
-    again = build_from_slices(
-        SETTINGS, turned, grader_sources=suite.grader_sources, prompts={"system": "Be brief."}
-    )
+    again = build_from_slices(SETTINGS, turned, code=suite.code, prompts={"system": "Be brief."})
     assert again == files
 
 
@@ -138,12 +136,12 @@ def test_diff_says_what_differs_down_to_the_case(files: Files) -> None:
         slices[1], cases=(*slices[1].cases[:2], changed_case), files={**slices[1].files, "new.txt": b"x"}
     )
     settings_ = change_settings(SETTINGS, {"decoding.temperature": 0.7})
-    other = build_from_slices(settings_, slices, grader_sources={}, prompts={"system": "Be brief."})
+    other = build_from_slices(settings_, slices, code={}, prompts={"system": "Be brief."})
     found = diff_suites(files, other)
     assert [(e.where, e.what) for e in found.parts] == [
+        ("code", "changed"),
         ("debug/cases", "changed"),
         ("debug/files", "changed"),
-        ("graders", "changed"),
         ("settings", "changed"),
     ]
     assert ("slices/debug/files/new.txt", "added") in [(e.where, e.what) for e in found.files]
@@ -166,7 +164,7 @@ def test_a_folder_written_by_hand_becomes_a_suite(files: Files, tmp_path: Path) 
     lines = [{"messages": [{"role": "user", "content": "?"}], "id": name} for name in ("b", "a")]
     (cases / "cases.jsonl").write_text("\n".join(json.dumps(line) for line in lines))
     (cases / "documents/guide/one.md").write_text("Pin it.")
-    built = build_from_folder(source, grader_sources={}, changes={"samples": 3})
+    built = build_from_folder(source, code={}, changes={"samples": 3})
     suite = parse_suite(built)
     assert [case.id for case in suite.cases] == ["a", "b"]
     assert (suite.settings.seed, suite.settings.samples) == (4, 3)
@@ -177,10 +175,10 @@ def test_a_folder_written_by_hand_becomes_a_suite(files: Files, tmp_path: Path) 
         target = tmp_path / "built" / path
         target.parent.mkdir(parents=True, exist_ok=True)
         target.write_bytes(data)
-    assert build_from_folder(tmp_path / "built", grader_sources={}) == built
+    assert build_from_folder(tmp_path / "built", code={}) == built
     (cases / "cases.jsonl").write_text(json.dumps(lines[0]) + "\n{broken\n")
     with pytest.raises(DataError, match=r"cases\.jsonl, line 2"):
-        build_from_folder(source, grader_sources={})
+        build_from_folder(source, code={})
     for changes in ({"decode.temperature": 1}, {"decoding.temprature": 1}, {"seed": -1}):
         with pytest.raises(ConfigError):
             change_settings(SETTINGS, changes)
@@ -200,4 +198,11 @@ def test_a_folder_written_by_hand_becomes_a_suite(files: Files, tmp_path: Path) 
 )
 def test_slices_that_do_not_fit_are_refused(change: Callable[..., object], says: str) -> None:
     with pytest.raises(DataError, match=says):
-        build_from_slices(SETTINGS, [small_slices()[0], change(small_slices()[1])], grader_sources={})  # type: ignore[list-item]
+        build_from_slices(SETTINGS, [small_slices()[0], change(small_slices()[1])], code={})  # type: ignore[list-item]
+
+
+def test_a_suite_of_every_scheme_is_read_and_keeps_its_identity() -> None:
+    suite = read_suite(Path(__file__).parent / "golden" / "suite_v1")
+    assert suite.identity.root == "sha256:03001693e1f50539341c673926960565e16dd034ec597b6d9c593778d4878a21"
+    assert suite.slice("debug").tools[1].replies
+    assert suite.indexes["debug"].search("cache", 1)[0].id == "release"

@@ -63,7 +63,7 @@ def small_slices() -> list[SliceSpec]:
             Case(f"sum-{n}", "sums", ({"role": "user", "content": f"{n} + 1?"},), {"answer": str(n + 1)})
             for n in range(3)
         ),
-        ({"kind": "exact", "name": "right", "key": "answer"},),
+        ({"kind": "exact", "name": "right", "expects": "answer"},),
         ("right",),
     )
     return [sums, debug]

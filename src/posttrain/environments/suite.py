@@ -103,8 +103,9 @@ class Suite:
     """Prompt texts by name; ``system`` stands before every case."""
     chat_template: str | None = None
     """Replaces the chat template of models that run here; None leaves each model its own."""
-    grader_sources: Mapping[str, str] = field(default_factory=dict)
-    """Source file of the graders to its digest: which code graded is part of the identity."""
+    code: Mapping[str, str] = field(default_factory=dict)
+    """Source file to its digest, of graders, tools, search and the turn loop: which code decided outcomes is part of
+    the identity."""
     indexes: Mapping[str, Index] = field(default_factory=dict)
     """Slice to the search index of its documents."""
 

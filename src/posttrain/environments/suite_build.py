@@ -2,7 +2,7 @@
 
 Here: putting a suite's files together. Not here: what each file is (``suite_files``), the slices that ship.
 A folder has the layout of a built suite without ``suite.json``; whatever is derived (the search index, the digests of
-the graders) is made anew, texts for retrieval may also stand as files in ``slices/<slice>/documents/``, and
+the code) is made anew, texts for retrieval may also stand as files in ``slices/<slice>/documents/``, and
 ``settings.json`` needs no more than a name. Lines and keys may stand in any order: a built suite is canonical.
 """
 
@@ -27,16 +27,16 @@ def build_from_slices(
     settings: SuiteSettings,
     slices: Sequence[SliceSpec],
     *,
-    grader_sources: Mapping[str, str],
+    code: Mapping[str, str],
     prompts: Mapping[str, str] | None = None,
 ) -> dict[str, bytes]:
     """A suite's files. Raises DataError where the slices do not fit together."""
     ordered = sorted(slices, key=lambda spec: spec.name)
-    return suite_files(Contents(settings, ordered, prompts or {}, None, grader_sources))
+    return suite_files(Contents(settings, ordered, prompts or {}, None, code))
 
 
 def build_from_folder(
-    source: Path, *, grader_sources: Mapping[str, str], changes: Mapping[str, Any] | None = None
+    source: Path, *, code: Mapping[str, str], changes: Mapping[str, Any] | None = None
 ) -> dict[str, bytes]:
     """A suite's files from a folder written by hand. Raises DataError that names the file and the line.
 
@@ -52,7 +52,7 @@ def build_from_folder(
     files = {p: data for p, data in _with_documents(files).items() if p != SUITE_FILE}
     contents = parse_contents(files)
     settings = change_settings(contents.settings, changes or {})
-    return suite_files(contents._replace(settings=settings, grader_sources=grader_sources))
+    return suite_files(contents._replace(settings=settings, code=code))
 
 
 def change_settings(settings: SuiteSettings, changes: Mapping[str, Any]) -> SuiteSettings:

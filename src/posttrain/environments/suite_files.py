@@ -6,7 +6,7 @@ Here: records to files and back. Not here: where the slices come from (``suite_b
     settings.json                         clock, seed, decoding, turns: ``SuiteSettings``
     prompts/<name>.txt                    ``system`` stands before every case
     chat_template.jinja                   optional
-    graders.json                          digests of the source files that graded when it was built
+    code.json                             digests of the source files that decided outcomes when it was built
     slices/<slice>/slice.json             behaviour, graders, what is required
     slices/<slice>/cases.jsonl            one case a line, by id
     slices/<slice>/tools.json             tools as a model sees them
@@ -40,7 +40,7 @@ from posttrain.environments.slice_records import SliceSpec, ToolSpec, call_key
 from posttrain.environments.suite import SUITE_SCHEMA, Suite, SuiteSettings
 
 SUITE_FILE = "suite.json"
-_SETTINGS, _GRADERS, _TEMPLATE, _PROMPTS = "settings.json", "graders.json", "chat_template.jinja", "prompts"
+_SETTINGS, _CODE, _TEMPLATE, _PROMPTS = "settings.json", "code.json", "chat_template.jinja", "prompts"
 _REBUILD = "build the suite again with `posttrain suite build`, or take an undamaged copy"
 
 T = TypeVar("T")
@@ -53,7 +53,7 @@ class Contents(NamedTuple):
     slices: Sequence[SliceSpec]
     prompts: Mapping[str, str] = {}
     chat_template: str | None = None
-    grader_sources: Mapping[str, str] = {}
+    code: Mapping[str, str] = {}
 
 
 def suite_files(contents: Contents) -> dict[str, bytes]:
@@ -61,7 +61,7 @@ def suite_files(contents: Contents) -> dict[str, bytes]:
     check_slices(contents.slices)
     files = {
         _SETTINGS: _json(contents.settings.model_dump(mode="json")),
-        _GRADERS: _json({"sources": dict(contents.grader_sources)}),
+        _CODE: _json({"sources": dict(contents.code)}),
     }
     files.update({f"{_PROMPTS}/{name}.txt": text.encode() for name, text in contents.prompts.items()})
     if contents.chat_template is not None:
@@ -133,7 +133,7 @@ def parse_suite(files: Mapping[str, bytes]) -> Suite:
         identity=identity,
         prompts=contents.prompts,
         chat_template=contents.chat_template,
-        grader_sources=contents.grader_sources,
+        code=contents.code,
         indexes=indexes,
     )
 
@@ -144,7 +144,9 @@ def parse_contents(files: Mapping[str, bytes]) -> Contents:
         raise DataError(
             f"the suite has no {_SETTINGS}", hint='the least that it holds is {"name": "my-suite"}'
         )
-    graders = _parsed(_GRADERS, files[_GRADERS], json.loads) if _GRADERS in files else {"sources": {}}
+    code = (
+        _parsed(_CODE, files[_CODE], lambda raw: dict(json.loads(raw)["sources"])) if _CODE in files else {}
+    )
     prompts = {
         Path(path).stem: _parsed(path, data, bytes.decode)
         for path, data in files.items()
@@ -158,7 +160,7 @@ def parse_contents(files: Mapping[str, bytes]) -> Contents:
         slices,
         prompts,
         None if template is None else _parsed(_TEMPLATE, template, bytes.decode),
-        graders["sources"],
+        code,
     )
 
 
@@ -170,7 +172,7 @@ def check_slices(slices: Sequence[SliceSpec]) -> None:
     for spec in slices:
         if not spec.cases:
             raise DataError(f"slice {spec.name!r} has no cases")
-        names = [str(grader.get("name")) for grader in spec.graders]
+        names = [str(grader.get("name") or grader.get("kind")) for grader in spec.graders]
         if len(set(names)) < len(names) or not spec.required or set(spec.required) - set(names):
             raise DataError(
                 f"slice {spec.name!r} requires {list(spec.required)} of the graders {names}",

@@ -112,6 +112,28 @@ _SPECS: tuple[StageSpec, ...] = (
         outputs={"report": "report"},
     ),
     StageSpec(
+        kind="suite",
+        summary="a frozen suite: cases, tools, files, graders, known by one digest",
+        config="posttrain.evaluation.suite_stage:SuiteConfig",
+        run="posttrain.evaluation.suite_stage:run_suite",
+        inputs={},
+        outputs={"suite": "suite"},
+    ),
+    StageSpec(
+        kind="evaluate_suite",
+        summary="a model on a frozen suite, every case graded, for gates to read",
+        config="posttrain.evaluation.evaluate_suite:EvaluateSuiteConfig",
+        run="posttrain.evaluation.evaluate_suite:run_evaluate_suite",
+        inputs={
+            "suite": "suite",
+            "model?": "model",
+            "answers?": "report",
+            "reward_model?": "model",
+            "judge_model?": "model",
+        },
+        outputs={"report": "report"},
+    ),
+    StageSpec(
         kind="win_rate",
         summary="how often each model's reply to an open prompt is preferred to a baseline's",
         config="posttrain.evaluation.win_rate:WinRateConfig",
