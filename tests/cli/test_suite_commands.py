@@ -54,7 +54,7 @@ def test_build_show_verify_and_diff(folder: Path, tmp_path: Path) -> None:
     built = Done("suite", "build", "standard", "-o", tmp_path / "standard", "--json")
     assert built.code == 0, built.err
     facts = built.json()
-    assert {s["name"]: s["cases"] for s in facts["slices"]} == dict.fromkeys(SOURCES, 200)
+    assert {s["name"]: s["cases"] for s in facts["slices"]} == dict.fromkeys(SOURCES, 400)
     root = facts["identity"]["root"]
     again = Done("suite", "build", "standard", "--json")
     assert again.json()["identity"]["root"] == root

@@ -32,7 +32,7 @@ from posttrain.evaluation.suite_grading import FROZEN_CODE, check_code, frozen_c
 from posttrain.evaluation.suite_proof import Proof, prove, render_proof
 from posttrain.evaluation.suite_report import SuiteReport, read_report
 from posttrain.evaluation.suite_rows import LINES_FILE, dump_lines, load_lines
-from posttrain.evaluation.suite_stage import SuiteConfig, keep_files, run_suite
+from posttrain.evaluation.suite_stage import STANDARD_CASES, SuiteConfig, keep_files, run_suite
 from posttrain.evaluation.suite_summary import error_kind, render_summary, summarise
 from tests.evaluation.suite_world import EXACT, Clerk, by_case, play, small_files, small_suite
 
@@ -433,7 +433,7 @@ def test_a_server_is_reached_and_nothing_else(bench: Bench, server: Any) -> None
 def test_the_suite_stage_builds_the_standard_suite(bench: Bench) -> None:
     config = SuiteConfig.model_validate({"settings": {"decoding.temperature": 0.7}})
     first = run_suite(config, {}, bench.context(config, {})).outputs["suite"]
-    assert first.meta["slices"] == dict.fromkeys(sorted(SOURCES), 200)
+    assert first.meta["slices"] == dict.fromkeys(sorted(SOURCES), STANDARD_CASES)
     other = SuiteConfig()
     second = run_suite(other, {}, bench.context(other, {})).outputs["suite"]
     assert first.meta["identity"]["root"] != second.meta["identity"]["root"]

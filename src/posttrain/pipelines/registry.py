@@ -134,6 +134,14 @@ _SPECS: tuple[StageSpec, ...] = (
         outputs={"report": "report"},
     ),
     StageSpec(
+        kind="canary_records",
+        summary="records of production traffic as a report, for canary rules",
+        config="posttrain.evaluation.canary_records:CanaryRecordsConfig",
+        run="posttrain.evaluation.canary_records:run_canary_records",
+        inputs={"suite": "suite"},
+        outputs={"report": "report"},
+    ),
+    StageSpec(
         kind="win_rate",
         summary="how often each model's reply to an open prompt is preferred to a baseline's",
         config="posttrain.evaluation.win_rate:WinRateConfig",
