@@ -13,15 +13,14 @@ import os
 import subprocess
 import sys
 import tempfile
-import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from benchmarks import Outcome, Pairs, Size, Values, pair, quiet_environment
+from benchmarks import Outcome, Pairs, Row, Size, Values, measure, pair, quiet_environment
 
 PROMISED_PER_SECOND = 2000
-_SAMPLES = {"smallest": 200, "default": 4000}
+_SAMPLES = {"smallest": 200, "default": 10000}
 _INSPECT_SAMPLES = {"smallest": 20, "default": 400}
 _PEER = """
 import json, sys, time
@@ -38,10 +37,10 @@ count, folder = int(sys.argv[1]), sys.argv[2]
 samples = [Sample(input=f"{n} + 1?", target=str(n + 1), id=n) for n in range(count)]
 answers = [ModelOutput.from_content("mockllm/model", str(n + 1)) for n in range(count)]
 task = Task(dataset=MemoryDataset(samples), scorer=exact())
-started = time.perf_counter()
+started, used = time.perf_counter(), time.process_time()
 logs = run(task, model=get_model("mockllm/model", custom_outputs=answers), display="none", log_dir=folder)
-seconds = time.perf_counter() - started
-print(json.dumps({"seconds": seconds, "status": logs[0].status, "samples": len(logs[0].samples or [])}))
+seconds, used = time.perf_counter() - started, time.process_time() - used
+print(json.dumps({"seconds": seconds, "cpu": used, "status": logs[0].status, "samples": len(logs[0].samples or [])}))
 """
 
 
@@ -55,7 +54,7 @@ def run(size: Size, rounds: int) -> Outcome:
     faults: list[str] = []
     python = _inspect_python(environment)
     if python is None:
-        peer, promised = "promise", {"wall": 1 / PROMISED_PER_SECOND}
+        peer, promised = "promise", dict.fromkeys(("wall", "cpu"), 1 / PROMISED_PER_SECOND)
         pairs = pair(rounds, lambda _: _ours(suite), lambda _: promised)
         notes.append("inspect_ai is not installed; POSTTRAIN_BENCH_INSPECT names a Python that has it")
     else:
@@ -64,11 +63,12 @@ def run(size: Size, rounds: int) -> Outcome:
         notes.append(
             f"Inspect plays {theirs} samples, since it takes long; its time a sample hardly depends on that"
         )
-    return Outcome([_row(pairs, peer)], notes, {"samples_per_second": _rates(pairs)}, faults)
+    return Outcome(_rows(pairs, peer), notes, {"samples_per_second": _rates(pairs)}, faults)
 
 
-def _row(pairs: Pairs, peer: str) -> Any:
-    return pairs.row("play a sample", "wall", peer, scale=1000.0, unit="ms")
+def _rows(pairs: Pairs, peer: str) -> list[Row]:
+    whats = {"wall": "play a sample", "cpu": "processor time of a sample"}
+    return [pairs.row(what, name, peer, scale=1000.0, unit="ms") for name, what in whats.items()]
 
 
 def _rates(pairs: Pairs) -> dict[str, Sequence[float]]:
@@ -111,19 +111,22 @@ def _ours(suite: Any) -> Values:
     from posttrain.evaluation.suite_report import Subject, make_report
     from posttrain.evaluation.suite_runner import PlayPlan, play_suite
 
-    with tempfile.TemporaryDirectory() as folder:
-        started = time.perf_counter()
-        with Journal(Path(folder) / "journal.jsonl", "bench") as journal:
+    reports: list[Any] = []
+
+    def work() -> None:
+        with (
+            tempfile.TemporaryDirectory() as folder,
+            Journal(Path(folder) / "journal.jsonl", "bench") as journal,
+        ):
             plan = PlayPlan(samples=1, concurrency=2, graders=1)
             rows = play_suite(suite, ChatPlayer(suite, _Instant()), plan, journal=journal)
-        report = make_report(
-            suite, Subject("instant", "live-frozen", 1, {}), rows, grader_columns(suite.slices[0])
-        )
-        seconds = time.perf_counter() - started
-    assert all(row.graded.success for row in report.rows), (
-        "an instant engine that is always right was graded wrong"
-    )
-    return {"wall": seconds / len(rows)}
+        subject = Subject("instant", "live-frozen", 1, {})
+        reports.append(make_report(suite, subject, rows, grader_columns(suite.slices[0])))
+
+    used = measure(work)
+    rows = reports[0].rows
+    assert all(row.graded.success for row in rows), "an instant engine that is always right was graded wrong"
+    return {name: seconds / len(rows) for name, seconds in used.items()}
 
 
 def _inspect_python(environment: dict[str, str]) -> str | None:
@@ -147,8 +150,8 @@ def _peers(python: str, environment: dict[str, str], count: int, faults: list[st
         )
     if done.returncode != 0:
         faults.append(f"Inspect failed: {done.stderr.strip()[-300:]}")
-        return {"wall": float("inf")}
+        return {"wall": float("inf"), "cpu": float("inf")}
     found = json.loads(done.stdout.splitlines()[-1])
     if found["status"] != "success" or found["samples"] != count:
         faults.append(f"Inspect played {found['samples']} of {count} samples: {found['status']}")
-    return {"wall": found["seconds"] / count}
+    return {"wall": found["seconds"] / count, "cpu": found["cpu"] / count}
