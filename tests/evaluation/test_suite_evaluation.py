@@ -21,14 +21,22 @@ from posttrain.artifacts.store import ArtifactStore
 from posttrain.core.canonical import digest_json
 from posttrain.core.errors import ConfigError, DataError
 from posttrain.core.events import Event
+from posttrain.data.prompts import PROMPTS_FILE, PromptRow, to_jsonl
+from posttrain.environments.records import Answer
 from posttrain.environments.slices import SOURCES, build_slice
 from posttrain.environments.suite import SuiteSettings
 from posttrain.environments.suite_build import build_from_slices
-from posttrain.environments.suite_files import parse_suite
+from posttrain.environments.suite_files import parse_suite, read_suite
 from posttrain.evaluation.evaluate_suite import EvaluateSuiteConfig, run_evaluate_suite
 from posttrain.evaluation.outcomes import read_outcomes
 from posttrain.evaluation.scripted import policy_name, read_policy
-from posttrain.evaluation.suite_grading import FROZEN_CODE, check_code, frozen_code, learned_graders
+from posttrain.evaluation.suite_grading import (
+    FROZEN_CODE,
+    SliceGrader,
+    check_code,
+    frozen_code,
+    learned_graders,
+)
 from posttrain.evaluation.suite_proof import Proof, prove, render_proof
 from posttrain.evaluation.suite_report import SuiteReport, read_report
 from posttrain.evaluation.suite_rows import LINES_FILE, dump_lines, load_lines
@@ -441,6 +449,42 @@ def test_the_suite_stage_builds_the_standard_suite(bench: Bench) -> None:
         k for k, v in first.meta["identity"]["parts"].items() if second.meta["identity"]["parts"][k] != v
     }
     assert changed == {"settings"}
+
+
+def test_held_out_prompts_become_a_suite_of_one_slice(bench: Bench) -> None:
+    rows = [
+        PromptRow("a", "Alice has 3 apples and buys 2 more. How many now?", "5", tags={"steps": 1}),
+        PromptRow("b", "小明有3个苹果。又买了2个。现在有几个苹果？", "5", "zh"),
+        PromptRow("c", "Write a poem.", "", task="open"),
+    ]
+    with bench.store.writer("dataset") as writer:
+        writer.add_bytes(PROMPTS_FILE, to_jsonl(rows))
+        prompts = writer.commit()
+
+    def build(config: SuiteConfig, inputs: dict[str, Artifact]) -> Artifact:
+        return run_suite(config, inputs, bench.context(config, inputs)).outputs["suite"]
+
+    config = SuiteConfig(source="prompts", settings={"decoding.temperature": 1.0})
+    suite = read_suite(bench.store.view(build(config, {"prompts": prompts})))
+    (spec,) = suite.slices
+    assert [case.id for case in spec.cases] == ["problems-a", "problems-b"]
+    assert suite.settings.decoding.temperature == 1.0
+    grader = SliceGrader(spec)
+    right = "<think>Start with 3. Add 3+2=5.</think><answer>5</answer>"
+    english = grader.grade(spec.cases[0], Answer(right))
+    chinese = grader.grade(spec.cases[1], Answer(right))
+    wrong = grader.grade(spec.cases[0], Answer("<think>Easy.</think><answer>6</answer>"))
+    assert (english.success, chinese.success, wrong.success) == (True, True, False)
+    assert english.metrics["one_language"] is True and chinese.metrics["one_language"] is False
+    with pytest.raises(ConfigError, match="`prompts` is not given"):
+        build(config, {})
+    with pytest.raises(ConfigError, match="`prompts` is given"):
+        build(SuiteConfig(), {"prompts": prompts})
+    with bench.store.writer("dataset") as writer:
+        writer.add_bytes(PROMPTS_FILE, to_jsonl(rows[2:]))
+        unanswered = writer.commit()
+    with pytest.raises(DataError, match="no prompt has an answer"):
+        build(config, {"prompts": unanswered})
 
 
 def test_errors_are_grouped_by_kind() -> None:

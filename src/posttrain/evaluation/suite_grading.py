@@ -21,6 +21,7 @@ _ROOT = Path(__file__).resolve().parents[1]
 _LEARNED = ("reward_model", "llm_judge")
 _ERROR_CHARACTERS = 300
 FROZEN_CODE = (
+    "data/languages.py",
     "environments/retrieval.py",
     "environments/sandbox",
     "environments/tools.py",

@@ -141,7 +141,7 @@ _SPECS: tuple[StageSpec, ...] = (
         summary="a frozen suite: cases, tools, files, graders, known by one digest",
         config="posttrain.evaluation.suite_stage:SuiteConfig",
         run="posttrain.evaluation.suite_stage:run_suite",
-        inputs={},
+        inputs={"prompts?": "dataset"},
         outputs={"suite": "suite"},
     ),
     StageSpec(
