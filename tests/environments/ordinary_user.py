@@ -1,4 +1,4 @@
-"""``python -m tests.environments.ordinary_user BACKEND``: one program in the sandbox, as an ordinary user.
+"""``python -m tests.environments.ordinary_user BACKEND [root-by-name]``: a program, as an ordinary user.
 
 Where Python itself lies in a folder that only root may enter, that folder is opened in a mount namespace of this
 process alone.
@@ -30,13 +30,17 @@ def open_up(prefix: Path) -> None:
         kernel.mount(aside, str(prefix), None, kernel.MS_BIND)
 
 
-def main(backend: str) -> None:
+def main(backend: str, *, root_by_name: bool) -> None:
     if os.geteuid() == 0:
         open_up(Path(sys.base_prefix).resolve())
         os.setgroups([])
         os.setgid(NOBODY)
         os.setuid(NOBODY)
         kernel.prctl(kernel.PR_SET_DUMPABLE, 1)
+    user, group = os.getuid(), os.getgid()
+    if root_by_name:  # as in a rootless container
+        kernel.unshare(kernel.CLONE_NEWUSER)
+        kernel.map_user(0, user, group)
     os.environ["TMPDIR"] = "/tmp"
     if reason := why_not(backend):
         sys.stdout.write(f"cannot: {reason}\n")
@@ -53,8 +57,8 @@ try: [threading.Thread(target=time.sleep, args=(0.2,), daemon=True).start() for 
 except RuntimeError: print('no more threads')
 """
         run = sandbox.run(Program({"main.py": source}))
-        sys.stdout.write(f"user {os.getuid()} {run.result.stdout if run.result else run.reason}\n")
+        sys.stdout.write(f"user {user} {run.result.stdout if run.result else run.reason}\n")
 
 
 if __name__ == "__main__":
-    main(sys.argv[1])
+    main(sys.argv[1], root_by_name=sys.argv[2:] == ["root-by-name"])

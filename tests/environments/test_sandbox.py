@@ -106,12 +106,13 @@ def test_paths_outside_the_folder_are_refused(name: str) -> None:
         Program({"main.py": b"", name: b""})
 
 
+@pytest.mark.parametrize("name", ["itself", "root-by-name"])
 @pytest.mark.parametrize("backend", BACKENDS)
-def test_an_ordinary_user(backend: str) -> None:
+def test_an_ordinary_user(backend: str, name: str) -> None:
     if why_not(backend):
         pytest.skip(why_not(backend))
     run = subprocess.run(
-        [sys.executable, "-m", "tests.environments.ordinary_user", backend],
+        [sys.executable, "-m", "tests.environments.ordinary_user", backend, name],
         cwd=ROOT,
         env={**os.environ, "PYTHONPATH": f"{ROOT / 'src'}:{ROOT}"},
         capture_output=True,

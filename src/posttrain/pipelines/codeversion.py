@@ -34,6 +34,7 @@ ENGINES: Mapping[str, str] = MappingProxyType(
         "accelerate": "accelerate",
         "datasets": "datasets",
         "gguf": "gguf",
+        "jsonschema": "jsonschema",
         "latex2sympy2_extended": "latex2sympy2-extended",
         "math_verify": "math-verify",
         "matplotlib": "matplotlib",

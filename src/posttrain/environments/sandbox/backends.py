@@ -13,6 +13,7 @@ import sys
 from pathlib import Path
 
 from posttrain.environments.sandbox.config import Backend
+from posttrain.environments.sandbox.guest.enter import is_root
 from posttrain.environments.sandbox.runtime import RuntimeView, python_view
 
 _ROOM = str(Path(__file__).resolve().parent)
@@ -58,10 +59,10 @@ def _bubblewrap(view: RuntimeView, user: str, stage: str) -> list[str]:
         "--unshare-cgroup-try",
     ]
     command += ["--as-pid-1", "--new-session", "--cap-drop", "ALL"]
-    if os.getuid() == 0:
+    if is_root():
         command += ["--cap-add", "CAP_SETUID", "--cap-add", "CAP_SETGID"]  # to stop being root
     else:
-        command += ["--unshare-user"]
+        command += ["--unshare-user", "--uid", str(os.getuid() or 1000), "--gid", str(os.getgid() or 1000)]
     for path, target in view.links:
         command += ["--symlink", target, path]
     for path in sorted(

@@ -69,6 +69,7 @@ class Worker:
             self.keeper_pid: int = ready[READY]
             """Process id of the keeper itself, which may be a child of what was started."""
             self._keeper = os.pidfd_open(self.keeper_pid)
+            self._remove_stage()  # the keeper's root has moved on, and nobody may be there to do it later
         except (KeeperDied, OSError) as error:
             words = self._last_words()
             self.kill()
@@ -105,6 +106,9 @@ class Worker:
         self._process.kill()
         self._process.wait()
         self._errors.close()
+        self._remove_stage()
+
+    def _remove_stage(self) -> None:
         with contextlib.suppress(OSError):
             Path(self._stage).rmdir()
 

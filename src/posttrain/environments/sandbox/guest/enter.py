@@ -15,6 +15,7 @@ from typing import Any, NoReturn
 from . import kernel, serve
 
 _FALLBACK_USER = 65534
+_INSIDE_USER = 1000
 _OUTER = (
     kernel.CLONE_NEWNS | kernel.CLONE_NEWPID | kernel.CLONE_NEWNET | kernel.CLONE_NEWIPC | kernel.CLONE_NEWUTS
 )
@@ -54,13 +55,21 @@ def become(user: int) -> None:
     raise OSError(f"cannot become user {user} or {_FALLBACK_USER}")
 
 
+def is_root() -> bool:
+    """Whether this process can become other users: not so for a user 0 who is the only one of its namespace."""
+    if os.getuid() != 0:
+        return False
+    with open("/proc/self/uid_map") as stream:  # noqa: PTH123 - the guest stays free of pathlib
+        return sum(int(line.split()[2]) for line in stream) > 1
+
+
 def _enter(view: dict[str, Any]) -> None:
     user, group = os.getuid(), os.getgid()
-    if user == 0:
+    if is_root():
         kernel.unshare(_OUTER)
     else:
         kernel.unshare(_OUTER | kernel.CLONE_NEWUSER)
-        kernel.map_user(user, user, group)
+        kernel.map_user(user or _INSIDE_USER, user, group)
     kernel.mount("/", "/", None, kernel.MS_REC | kernel.MS_PRIVATE)
     root = view["stage"]
     kernel.mount("root", root, "tmpfs", kernel.MS_NOSUID | kernel.MS_NODEV, data="size=1m,mode=0755")
