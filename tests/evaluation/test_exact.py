@@ -8,7 +8,7 @@ from fractions import Fraction as F
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import stats
 
@@ -24,6 +24,7 @@ def test_thresholds_mean_what_was_written():
     assert e.as_fraction(Decimal("0.07")) == e.as_fraction(0.07) == F(7, 100)
 
 
+@settings(deadline=None)
 @given(st.integers(1, 300), st.data(), st.sampled_from(["0.05", "0.5", "0.82", "0.98"]))
 def test_the_decision_is_that_of_the_clopper_pearson_bound(trials, data, threshold):
     successes = data.draw(st.integers(0, trials))
@@ -59,6 +60,7 @@ def test_a_tail_that_equals_the_level_is_a_tie():
     assert e.mcnemar_is_below(5, 0, F("0.0625"), "two-sided", strictly=False)
 
 
+@settings(deadline=None)
 @given(st.integers(1, 40), st.data(), st.fractions(F(1, 50), F(49, 50), max_denominator=50))
 def test_the_tail_in_integers_is_the_tail(trials, data, rate):
     successes = data.draw(st.integers(0, trials + 1))
@@ -91,6 +93,7 @@ def test_thresholds_at_the_ends(successes, threshold, strictly, reached):
     assert e.lower_bound_reaches(successes, 10, F(threshold), confidence=C95, strictly=strictly) is reached
 
 
+@settings(deadline=None)
 @given(st.integers(1, 200), st.data(), st.sampled_from(["0.1", "0.82", "0.98"]))
 def test_one_more_success_never_undoes_a_decision(trials, data, threshold):
     successes = data.draw(st.integers(0, trials - 1))
@@ -110,6 +113,7 @@ def test_mcnemar_gives_the_published_values():
         e.mcnemar(-1, 2)
 
 
+@settings(deadline=None)
 @given(st.integers(0, 60), st.integers(0, 60), st.sampled_from(["0.01", "0.05", "0.5", "1"]))
 def test_the_decision_of_mcnemar_is_that_of_its_p_value(gained, lost, level):
     for alternative in ("greater", "less", "two-sided"):
@@ -126,6 +130,7 @@ def test_newcombe_gives_the_published_intervals():
     assert e.newcombe_interval((36, 12, 2, 0)) == pytest.approx((0.0569, 0.3404), abs=5e-5)
 
 
+@settings(deadline=None)
 @given(st.tuples(*[st.integers(0, 30)] * 4).filter(lambda table: sum(table) > 0))
 def test_newcombe_contains_its_estimate_and_mirrors(table):
     both, gained, lost, neither = table
@@ -144,6 +149,7 @@ def test_sign_flips_of_single_outcomes_are_mcnemar():
     assert e.sign_flip([F(0)] * 5) == (1, 1, True)
 
 
+@settings(deadline=None)
 @given(st.lists(st.fractions(-1, 1, max_denominator=4), min_size=1, max_size=9), st.randoms())
 def test_sign_flips_are_those_of_the_definition_in_any_order(differences, random):
     observed = sum(differences)

@@ -8,7 +8,7 @@ from fractions import Fraction as F
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import stats
 
@@ -35,10 +35,12 @@ def test_ranks_of_p95_and_the_runs_that_can_bound_it():
 
 def test_a_median_of_whole_steps_is_one_of_them():
     assert o.quantile_interval([3, 4, 5, 9], F(1, 2)).value == 4
+    assert o.quantile_point(np.array([9, 3, 5, 4]), F(1, 2)) == 4
     # 0.95 * 20 is exactly 19; in floats 0.95 * 20 may be a little more, and the rank 20.
     assert o.quantile_ranks(20, F("0.95")).point == 19
 
 
+@settings(deadline=None)
 @given(st.integers(30, 400), st.sampled_from([F(1, 2), F(3, 10), F(9, 10)]), st.integers(0, 10**6))
 def test_bounds_are_those_of_scipy(size, quantile, seed):
     values = np.array(random.Random(seed).sample(range(10**6), size), dtype=float)
@@ -103,6 +105,7 @@ def test_what_is_no_ratio_is_refused():
         o.ratio_of_sums(np.ones(1), np.ones(0))
 
 
+@settings(deadline=None)
 @given(st.lists(st.integers(-(10**15), 10**15), min_size=1, max_size=50))
 def test_sums_of_billionths_are_exact(values):
     floats = np.array(values) / 1e9

@@ -12,7 +12,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
@@ -105,6 +105,7 @@ _ROW = st.builds(
 )
 
 
+@settings(deadline=None)
 @given(st.lists(_ROW, min_size=1, max_size=12, unique_by=lambda row: (row.case_id, row.sample)))
 def test_any_rows_survive_the_round_trip(tmp_path_factory, rows):
     made = make_outcomes(EVALUATED, rows)

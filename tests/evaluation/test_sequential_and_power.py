@@ -7,7 +7,7 @@ from fractions import Fraction as F
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import integrate, stats
 
@@ -37,6 +37,7 @@ def test_evidence_is_the_likelihood_ratio_of_the_cut_mixture():
     assert q.log_evidence(20, 208, 0.05) == pytest.approx(math.log(value), abs=1e-6)
 
 
+@settings(deadline=None)
 @given(st.floats(0.005, 0.95), st.lists(st.booleans(), min_size=1, max_size=60))
 def test_a_bet_cannot_win_on_average_at_the_limit(limit, before):
     """One more outcome leaves the expected e-value the same at the limit, and lowers it below the limit."""
@@ -110,6 +111,7 @@ def test_no_number_of_cases_helps_a_model_at_the_threshold():
     assert w.pass_probability(10, F("0.9"), 1.0, confidence=C95) == 0.0
 
 
+@settings(deadline=None)
 @given(st.integers(200, 3000), st.sampled_from(["0.8", "0.95", "0.98"]))
 def test_the_detectable_rate_passes_with_that_power(trials, threshold):
     rate = w.detectable_rate(trials, F(threshold), confidence=C95)

@@ -7,7 +7,7 @@ from decimal import Decimal
 from fractions import Fraction as F
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from posttrain.core.errors import ConfigError
@@ -211,6 +211,7 @@ def test_a_file_that_is_none(tmp_path):
         read_contract(tmp_path / "binary")
 
 
+@settings(deadline=None)
 @given(st.text(st.sampled_from("abs@1.()'\",:=[]<>#\n 0-\\é"), max_size=60))
 def test_any_text_is_a_contract_or_an_error_with_a_place(text):
     try:

@@ -30,6 +30,7 @@ from numpy.typing import NDArray
 from pydantic import Field, model_validator
 
 from posttrain.core.atomic import write_atomic
+from posttrain.core.canonical import digest_bytes
 from posttrain.core.documents import Digest, Document, Record
 from posttrain.core.errors import DataError
 from posttrain.core.suggest import did_you_mean
@@ -179,6 +180,12 @@ class Outcomes:
             slices=dict(zip(self.slices, counts.tolist(), strict=True)),
             content=self.content,
         )
+
+    @cached_property
+    def cases_digest(self) -> str:
+        """``sha256:`` of the case ids with their slices: what two reports must share to be compared case by case."""
+        texts = json.dumps([self.case_ids, self.slices], ensure_ascii=False, separators=(",", ":")).encode()
+        return digest_bytes(texts + self.slice_of_case.astype("<i8").tobytes())
 
     @cached_property
     def content(self) -> str:

@@ -254,7 +254,7 @@ def _correlation(first: Sequence[float], second: Sequence[float]) -> float:
 def _lower_root(excess: Callable[[float], float], upper: float) -> float:
     """The point in [-1, upper] where the falling function ``excess`` crosses zero; -1 where it never does."""
     low, high = -1.0, upper
-    for _ in range(80):
+    for _ in range(54):  # as many halvings as a float between -1 and 1 has bits
         middle = (low + high) / 2
         if excess(middle) > 0:
             low = middle

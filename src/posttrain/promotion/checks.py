@@ -82,9 +82,31 @@ def _baseline_value(rule: ThresholdRule, metric: Metric, reading: Reading, world
     if metric.live and world.baseline.outcomes.evaluated.lane == "replay":
         return None
     try:
-        return judge_reading(rule, metric, reading, world=world, table=world.baseline).value
+        return _point(rule, metric, reading, world=world, table=world.baseline)
     except UsageError:  # the baseline's report lacks the column: the table shows a dash
         return None
+
+
+def _point(
+    rule: ThresholdRule, metric: Metric, reading: Reading, *, world: World, table: Table
+) -> float | None:
+    """A reading's point without its interval, which the baseline's column of the table does not show."""
+    if isinstance(reading, Proportion) and not world.every_sample and rule.scope == "candidate":
+        sample = table.sample(metric, rule.metric, reading.column, kind="bool", every_sample=False)
+        return float(np.count_nonzero(sample.filled(not rule.upward)) / len(sample.values))
+    if isinstance(reading, Quantile):
+        sample = table.sample(metric, rule.metric, reading.column, kind="number", every_sample=False)
+        values = sample.filled(-math.inf if rule.upward else math.inf)
+        return finite(order.quantile_point(values, reading.quantile))
+    if isinstance(reading, RatioOfSums):
+        above, below = (
+            table.sample(metric, rule.metric, column, kind="number", every_sample=True)
+            for column in (reading.numerator, reading.denominator)
+        )
+        total = float(below.values.sum())
+        known = above.missing == below.missing == 0 and total > 0
+        return float(reading.scale * above.values.sum() / total) if known else None
+    return judge_reading(rule, metric, reading, world=world, table=table).value
 
 
 def _quantile(rule: ThresholdRule, sample: Sample, quantile: Fraction, *, options: Options) -> Check:
@@ -155,7 +177,7 @@ def _ratio(
             above.values,
             below.values,
             scale=reading.scale,
-            clusters=np.unique(above.case, return_inverse=True)[1],
+            clusters=above.codes if above.cases < len(above.values) else None,
             confidence=float(options.confidence),
         )
     except ValueError as error:
@@ -172,7 +194,7 @@ def _ratio(
         slice=rule.metric.slice,
         metric=label(rule.metric),
         estimator=f"{reading.scale} × sum({reading.numerator}) / sum({reading.denominator}), clustered by case",
-        cases=len(np.unique(above.case)),
+        cases=above.cases,
         samples=len(above.values),
         value=float(ratio.value),
         low=finite(ratio.low),
@@ -198,7 +220,7 @@ def _total(rule: ThresholdRule, metric: Metric, column: str, *, table: Table) ->
         slice=rule.metric.slice,
         metric=label(rule.metric),
         estimator="total over all samples",
-        cases=len(np.unique(sample.case)),
+        cases=sample.cases,
         samples=len(sample.values),
         successes=int(total) if total.denominator == 1 else None,
         value=float(total),

@@ -252,7 +252,6 @@ def _flips(world: World) -> dict[str, Flips]:
         ours, theirs = after.first[cases], before.first[cases]
         both = after.outcomes.success.present[ours] & before.outcomes.success.present[theirs]
         now, then = after.outcomes.success.values[ours], before.outcomes.success.values[theirs]
-        ids = after.outcomes.case_ids
         gained, lost = cases[both & now & ~then], cases[both & ~now & then]
-        found[name] = Flips(gained=tuple(ids[c] for c in gained), lost=tuple(ids[c] for c in lost))
+        found[name] = Flips(gained=after.names(gained), lost=after.names(lost))
     return found

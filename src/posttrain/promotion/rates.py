@@ -44,19 +44,18 @@ class Rate:
 def rate_of(values: NDArray[np.bool_], sample: Sample, options: Options) -> Rate:
     """The proportion of ``values``: exact over one value a case, clustered over several."""
     total, count, confidence = int(np.count_nonzero(values)), len(values), float(options.confidence)
-    if options.estimator == "clopper-pearson" or count == len(np.unique(sample.case)):
+    if options.estimator == "clopper-pearson" or count == sample.cases:
         low, high = clopper_pearson(total, count, confidence=confidence)
         return Rate(Fraction(total, count), low, high, count, total, "clopper-pearson")
-    means = case_means(values, sample.case)
+    means = case_means(values, sample)
     estimate = clustered_proportion([float(m) for m in means], count, confidence=confidence)
     value = sum(means, Fraction(0)) / len(means)
     return Rate(value, estimate.low, estimate.high, len(means), None, "korn-graubard")
 
 
-def case_means(values: NDArray[np.bool_], case: NDArray[np.int64]) -> list[Fraction]:
+def case_means(values: NDArray[np.bool_], sample: Sample) -> list[Fraction]:
     """The exact mean of each case, in order of case."""
-    _, codes, counts = np.unique(case, return_inverse=True, return_counts=True)
-    hits = np.bincount(codes, weights=values)
+    counts, hits = np.bincount(sample.codes), np.bincount(sample.codes, weights=values)
     return [Fraction(int(hit), int(count)) for hit, count in zip(hits, counts, strict=True)]
 
 
@@ -149,7 +148,8 @@ def check_pass_at_k(
     """Judge pass@k or pass^k over all samples of each case."""
     k, every = reading.k, reading.every
     sample = table.sample(metric, rule.metric, SUCCESS, kind="bool", every_sample=True)
-    _, codes, counts = np.unique(sample.case, return_inverse=True, return_counts=True)
+    codes = sample.codes
+    counts = np.bincount(codes)
     if counts.min() < k:
         raise GateError(f"{rule.metric.name}@{k} needs {k} samples a case; a case has {counts.min()}")
     found: dict[bool, tuple[Rate, list[Fraction]]] = {}
@@ -242,7 +242,7 @@ def _stratified(
     if variance > 0:
         size = min(size, p * (1 - p) / variance)
     low, high = _effective_interval(p, size, float(options.confidence))
-    return Rate(value, low, high, len(np.unique(sample.case)), None, "stratified korn-graubard")
+    return Rate(value, low, high, sample.cases, None, "stratified korn-graubard")
 
 
 def _effective_interval(value: float, size: float, confidence: float) -> tuple[float, float]:

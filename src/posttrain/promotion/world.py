@@ -28,7 +28,22 @@ class Sample(NamedTuple):
     """Zero where absent."""
     present: NDArray[np.bool_]
     case: NDArray[np.int64]
-    """Which case each value is of."""
+    """Which case each value is of; values of one case stand together."""
+
+    @property
+    def starts(self) -> NDArray[np.int64]:
+        """Where each case begins."""
+        return np.flatnonzero(np.diff(self.case, prepend=-1))
+
+    @property
+    def codes(self) -> NDArray[np.int64]:
+        """Which case each value is of, counted from 0 without gaps."""
+        return np.cumsum(np.diff(self.case, prepend=self.case[0]) != 0)
+
+    @property
+    def cases(self) -> int:
+        """Cases that have a value or lack one."""
+        return len(self.starts)
 
     @property
     def missing(self) -> int:
@@ -62,6 +77,11 @@ class Table:
             self._cases[name] = self._find_cases(name)
         return self._cases[name]
 
+    def names(self, cases: NDArray[np.int64]) -> tuple[str, ...]:
+        """The ids of these cases."""
+        ids = self.outcomes.case_ids
+        return tuple([ids[case] for case in cases.tolist()])
+
     def _find_cases(self, name: str | None) -> NDArray[np.int64]:
         slices = self.outcomes.slices
         if name is None:
@@ -87,7 +107,7 @@ class Table:
             rows = np.flatnonzero(np.isin(self.outcomes.case, cases)) if call.slice else slice(None)
             found = Sample(series.values[rows], series.present[rows], self.outcomes.case[rows])
         else:
-            rows = self.first[cases]
+            rows = self.first if call.slice is None else self.first[cases]
             found = Sample(series.values[rows], series.present[rows], cases)
         if not found.present.any():
             where = f"slice {call.slice!r}" if call.slice else "the report"
@@ -132,13 +152,13 @@ class World:
                 f"the baseline was evaluated on another suite ({theirs.evaluated.suite}, the candidate on "
                 f"{ours.evaluated.suite}): evaluate it on this one"
             )
-        if ours.case_ids != theirs.case_ids:
-            alone = sorted(set(ours.case_ids) ^ set(theirs.case_ids))
-            whose = "candidate" if alone[0] in set(ours.case_ids) else "baseline"
-            return f"the cases do not pair: {len(alone)} are on one side only, {alone[0]!r} in the {whose}"
-        if ours.slices != theirs.slices or not np.array_equal(ours.slice_of_case, theirs.slice_of_case):
+        if ours.cases_digest == theirs.cases_digest:
+            return None
+        alone = sorted(set(ours.case_ids) ^ set(theirs.case_ids))
+        if not alone:
             return "the cases do not pair: some are in other slices"
-        return None
+        whose = "candidate" if alone[0] in set(ours.case_ids) else "baseline"
+        return f"the cases do not pair: {len(alone)} are on one side only, {alone[0]!r} in the {whose}"
 
     def paired_baseline(self) -> Table:
         """The baseline, comparable. Raises GateError."""
