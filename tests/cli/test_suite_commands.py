@@ -16,7 +16,7 @@ from posttrain.environments.slices import SOURCES, build_slice
 from posttrain.environments.suite import SuiteSettings
 from posttrain.environments.suite_build import build_from_slices
 from posttrain.environments.suite_files import write_suite
-from posttrain.evaluation.suite_grading import frozen_code
+from posttrain.evaluation.frozen_code import frozen_code
 
 CASES = 4
 

@@ -20,7 +20,7 @@ from posttrain.environments.suite_build import build_from_slices
 from posttrain.environments.suite_files import parse_suite
 from posttrain.evaluation._journal import Journal
 from posttrain.evaluation.conversation import ChatPlayer
-from posttrain.evaluation.suite_grading import frozen_code
+from posttrain.evaluation.frozen_code import frozen_code
 from posttrain.evaluation.suite_rows import SuiteRow, dump_lines
 from posttrain.evaluation.suite_runner import PlayPlan, play_suite
 

@@ -28,15 +28,10 @@ from posttrain.environments.suite import SuiteSettings
 from posttrain.environments.suite_build import build_from_slices
 from posttrain.environments.suite_files import parse_suite, read_suite
 from posttrain.evaluation.evaluate_suite import EvaluateSuiteConfig, run_evaluate_suite
+from posttrain.evaluation.frozen_code import FROZEN_CODE, check_code, frozen_code
 from posttrain.evaluation.outcomes import read_outcomes
 from posttrain.evaluation.scripted import policy_name, read_policy
-from posttrain.evaluation.suite_grading import (
-    FROZEN_CODE,
-    SliceGrader,
-    check_code,
-    frozen_code,
-    learned_graders,
-)
+from posttrain.evaluation.suite_grading import SliceGrader, learned_graders
 from posttrain.evaluation.suite_proof import Proof, prove, render_proof
 from posttrain.evaluation.suite_report import SuiteReport, read_report
 from posttrain.evaluation.suite_rows import LINES_FILE, dump_lines, load_lines
@@ -442,6 +437,7 @@ def test_the_suite_stage_builds_the_standard_suite(bench: Bench) -> None:
     config = SuiteConfig.model_validate({"settings": {"decoding.temperature": 0.7}})
     first = run_suite(config, {}, bench.context(config, {})).outputs["suite"]
     assert first.meta["slices"] == dict.fromkeys(sorted(SOURCES), STANDARD_CASES)
+    assert set(config.external_files()) == {f"code/{name}" for name in frozen_code()}
     other = SuiteConfig()
     second = run_suite(other, {}, bench.context(other, {})).outputs["suite"]
     assert first.meta["identity"]["root"] != second.meta["identity"]["root"]

@@ -94,7 +94,7 @@ def show(reference: str, *, as_json: bool, home: Path | None) -> None:
 def verify(reference: str, *, expect: str | None, as_json: bool, home: Path | None) -> None:
     """Hash every byte of SUITE again, and derive again what is derived."""
     from posttrain.core.errors import DataError
-    from posttrain.evaluation.suite_grading import check_code
+    from posttrain.evaluation.frozen_code import check_code
     from posttrain.pipelines.suites import find_suite, verify_suite
 
     found = verify_suite(find_suite(settings_of(home), reference))

@@ -109,7 +109,8 @@ def evaluate_suite(
     ``changed_plan`` replaces fields of the plan that may decide no result (``suite_proof``).
     """
     from posttrain.evaluation._journal import Journal
-    from posttrain.evaluation.suite_grading import check_code, grader_columns
+    from posttrain.evaluation.frozen_code import check_code
+    from posttrain.evaluation.suite_grading import grader_columns
     from posttrain.evaluation.suite_players import grading_resources, judge_endpoints, open_model
     from posttrain.evaluation.suite_report import Subject, make_report
     from posttrain.evaluation.suite_runner import Outside, play_suite

@@ -45,8 +45,11 @@ class SuiteConfig(StageConfig):
     """Settings to change, by dotted name: ``decoding.temperature: 0.7``."""
 
     def external_files(self) -> Mapping[str, Path]:
-        """See :class:`StageConfig`."""
-        return {} if self.source in (STANDARD, PROMPTS) else {"source": Path(self.source)}
+        """See :class:`StageConfig`. The code that a suite freezes counts, too: with other code it is another suite."""
+        from posttrain.evaluation.frozen_code import code_files
+
+        code = {f"code/{name}": path for name, path in code_files().items()}
+        return code if self.source in (STANDARD, PROMPTS) else {**code, "source": Path(self.source)}
 
 
 def run_suite(config: SuiteConfig, inputs: Mapping[str, Artifact], context: StageContext) -> StageResult:
@@ -73,7 +76,7 @@ def build_files(config: SuiteConfig) -> dict[str, bytes]:
     from posttrain.environments.slices import SOURCES, build_slice
     from posttrain.environments.suite import SuiteSettings
     from posttrain.environments.suite_build import build_from_folder, build_from_slices, change_settings
-    from posttrain.evaluation.suite_grading import frozen_code
+    from posttrain.evaluation.frozen_code import frozen_code
 
     sources = frozen_code()
     if config.source == STANDARD:
@@ -90,7 +93,7 @@ def build_from_prompts(config: SuiteConfig, rows: Sequence[PromptRow]) -> dict[s
     from posttrain.environments.slice_records import SliceSpec
     from posttrain.environments.suite import SuiteSettings
     from posttrain.environments.suite_build import build_from_slices, change_settings
-    from posttrain.evaluation.suite_grading import frozen_code
+    from posttrain.evaluation.frozen_code import frozen_code
 
     cases = tuple(
         Case(

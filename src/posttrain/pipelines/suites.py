@@ -73,7 +73,7 @@ def keep_suite(home: Home, files: Mapping[str, bytes]) -> Artifact:
 def verify_suite(files: Mapping[str, bytes]) -> Suite:
     """Check every byte, and derive again what is derived: canonical form, search indexes. Raises DataError.
 
-    Whether it was built with the code that is installed is told by ``evaluation.suite_grading.check_code``.
+    Whether it was built with the code that is installed is told by ``evaluation.frozen_code.check_code``.
     """
     from posttrain.environments.suite_files import parse_contents, suite_files
 
