@@ -15,7 +15,7 @@ from posttrain.core.errors import ConfigError, Interrupted, StageError
 from posttrain.data.examples import EXAMPLES_FILE, read_examples
 from posttrain.data.prompt_sources import PromptsConfig, run_prompts
 from posttrain.data.prompts import PROMPTS_FILE, PromptRow, read_prompts
-from posttrain.training.rejection_rules import Candidate, Rules, broken_rule, target_of
+from posttrain.training.rejection_rules import Candidate, Rules, broken_rule, copied_shot, target_of
 from posttrain.training.rejection_sample import (
     REJECTED_FILE,
     RejectionSampleConfig,
@@ -187,6 +187,14 @@ def test_thinking_is_shown_to_the_sampler_and_left_out_of_the_example(
         assert ([shown.get(i) for i in ids] == [plain.get(i) for i in ids]) == (task == "simple")
     with pytest.raises(ValueError, match="think_first"):
         small(think_shots=shots)
+
+
+def test_the_reply_of_a_shown_example_is_not_the_models_own() -> None:
+    shots = ["<think> One sentence. </think> In the evening the sea turns to gold.", "Grass is green."]
+    assert copied_shot("<think> A riddle. </think>\nin the evening  the sea turns to gold.", shots)
+    assert copied_shot("Well: grass is green.", shots)
+    assert not copied_shot("<think> Grass is green. </think> A leaf is, too.", shots)
+    assert not copied_shot("Anything.", [])
 
 
 def test_without_rules_an_empty_reply_is_still_no_example(

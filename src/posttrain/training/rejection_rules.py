@@ -6,13 +6,13 @@ here: sampling and judging. To add a rule: a key of :class:`Rules` and a line in
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Literal, TypeAlias
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
-from posttrain.data.prompts import PromptRow
+from posttrain.data.prompts import PromptRow, normal_question
 from posttrain.rewards.config import (
     ANSWER_KINDS,
     AccuracyConfig,
@@ -122,3 +122,10 @@ def empty_target(text: str, target: Target) -> str:
     if target_of(text, target).strip():
         return ""
     return "empty: nothing follows the think block" if target == "final" else "empty: the reply is blank"
+
+
+def copied_shot(text: str, shots: Iterable[str]) -> str:
+    """Why a completion that says again what an example before it said is not the model's own; empty for any other."""
+    said = normal_question(final_part(text))
+    copied = any(normal_question(final_part(shot)) in said for shot in shots)
+    return "copied: the reply of an example that was shown" if copied else ""

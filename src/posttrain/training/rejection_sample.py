@@ -43,6 +43,7 @@ from posttrain.training.rejection_rules import (
     Rules,
     Target,
     broken_rule,
+    copied_shot,
     empty_target,
     target_of,
 )
@@ -72,7 +73,8 @@ class RejectionSampleConfig(StageConfig):
     directly."""
     think_shots: tuple[Shot, ...] = ()
     """Replies with a thought before them, for a model that does not think when the block is opened: with
-    ``think_first`` they come before each prompt that is sampled, and are left out of the example."""
+    ``think_first`` they come before each prompt that is sampled, and are left out of the example. A completion that
+    repeats one is rejected, whatever the rules."""
     target: Target = "whole"
     """What becomes the example's response: everything, or what follows the think block."""
     rules: Rules | None = Rules()
@@ -303,8 +305,13 @@ class _Sampler:
     def _rule(self, found: Sequence[tuple[PromptRow, Candidate]]) -> list[Candidate]:
         from posttrain.rewards import Sample
 
+        shown = [shot.answer for shot in self._config.think_shots]
         if self._config.rules is None:
-            return [replace(c, reason=empty_target(c.text, self._config.target)) for _, c in found]
+            target = self._config.target
+            return [
+                replace(c, reason=empty_target(c.text, target) or copied_shot(c.text, shown))
+                for _, c in found
+            ]
         samples = [
             Sample(
                 c.text,
@@ -322,7 +329,7 @@ class _Sampler:
         for (row, candidate), score in zip(found, scores, strict=True):
             scored = replace(candidate, parts=dict(score.parts), unscored=score.reason)
             reason = broken_rule(self._config.rules, row, scored, self._config.target)
-            ruled.append(replace(scored, reason=reason))
+            ruled.append(replace(scored, reason=reason or copied_shot(scored.text, shown)))
         return ruled
 
     def _judged(self, rows: Sequence[PromptRow], candidates: list[Candidate]) -> list[Candidate]:
