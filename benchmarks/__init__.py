@@ -48,6 +48,7 @@ BENCHMARKS = (
     Benchmark("rewards", 8, "the verifier pool against TRL's reward functions in process"),
     Benchmark("store", 5, "writing and verifying an artifact against copying and hashing files"),
     Benchmark("gate", 3, "a promotion gate over 100,000 records against one bootstrap interval"),
+    Benchmark("runner", 3, "playing a suite with an instant engine against Inspect's mock model"),
     Benchmark("cli_start", 10, "`posttrain --help` against `trl --help` and an empty Python"),
 )
 

@@ -94,6 +94,7 @@ def test_help_loads_click_and_the_standard_library_only() -> None:
         "posttrain.cli._options",
         "posttrain.cli.compare",
         "posttrain.cli.doctor",
+        "posttrain.cli.evaluate",
         "posttrain.cli.gate",
         "posttrain.cli.gc",
         "posttrain.cli.recipes",
@@ -101,6 +102,7 @@ def test_help_loads_click_and_the_standard_library_only() -> None:
         "posttrain.cli.runs",
         "posttrain.cli.show",
         "posttrain.cli.stage",
+        "posttrain.cli.suite",
         "posttrain.cli.verify",
         "posttrain.core",
         "posttrain.core.canonical",
@@ -111,7 +113,9 @@ def test_help_loads_click_and_the_standard_library_only() -> None:
     ]
 
 
-@pytest.mark.parametrize("name", ["run", "runs", "show", "recipes", "doctor", "verify", "gc", "gate"])
+@pytest.mark.parametrize(
+    "name", ["run", "runs", "show", "recipes", "doctor", "verify", "gc", "gate", "suite", "evaluate"]
+)
 def test_help_of_a_command_loads_nothing_heavy(name: str) -> None:
     script = (
         f"import sys; from posttrain.cli import main; main(['{name}', '--help'])\n"

@@ -87,6 +87,9 @@ R1_KILLS = [
     Kill("final reinforcement, before the preference signal", event=_step("final-rl", 2)),
     Kill("final reinforcement, with it", event=_step("final-rl", 3)),
     Kill("win rates", event=_started("win-rates")),
+    Kill("a frozen suite", event=_started("suite")),
+    Kill("a model on the suite", event=_started("r1-on-suite")),
+    Kill("the gate", event=_started("gate")),
 ]
 
 

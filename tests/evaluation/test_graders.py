@@ -320,7 +320,7 @@ def test_a_slice_says_what_is_wrong(graders: list[dict[str, Any]], required: lis
 
 
 def test_every_kind_is_built() -> None:
-    assert len(KINDS) == 15
+    assert len(KINDS) == 16
 
 
 def test_fences() -> None:
@@ -335,3 +335,21 @@ def test_fences() -> None:
     assert split.prose == "a\nb"
     assert split.python == "x\n\n```\nz\n"
     assert split_code("```\nx\n```").python == "x\n"
+
+
+@pytest.mark.parametrize(
+    ("text", "language", "passed"),
+    [
+        ("<think>Start with 3. Add 3+2=5.</think><answer>5</answer>", "en", True),
+        ("<think>Start with 3. 买更多的东西应该是叠加的。</think><answer>5</answer>", "en", False),
+        ("<think>现在有3个。加3+2=5。</think><answer>5</answer>", "zh", True),
+        ("<think>3+2=5</think><answer>5</answer>", "zh", True),
+        ("<think>Start with 3.</think><answer>5</answer>", "", None),
+    ],
+)
+def test_reasoning_in_one_language(text: str, language: str, passed: bool | None) -> None:
+    tags = {"language": language} if language else {}
+    case = Case("c", "alone", ({"role": "user", "content": "Alice has 3 apples."},), tags=tags)
+    found = build_grader({"kind": "one_language"}).grade(case, Answer(text))
+    assert found.passed is passed
+    assert found.metrics == {"one_language": passed}

@@ -26,6 +26,8 @@ COMMANDS = {
     "stage": "posttrain.cli.stage:stage",
     "runs": "posttrain.cli.runs:runs",
     "compare": "posttrain.cli.compare:compare",
+    "suite": "posttrain.cli.suite:suite",
+    "evaluate": "posttrain.cli.evaluate:evaluate",
     "gate": "posttrain.cli.gate:gate",
     "show": "posttrain.cli.show:show",
     "recipes": "posttrain.cli.recipes:recipes",

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from posttrain.pipelines.resolve import ResolvedRecipe
 
 _LATEST = "latest"
-_REPORT_TEXT = "report.txt"
+_TEXTS = {"report": "report.txt", "decision": "decision.txt"}
 _VARIANTS = "posttrain.variants"
 
 
@@ -145,8 +145,9 @@ def _show_outcome(home: Home, outcome: RunOutcome) -> None:
     from posttrain.core.canonical import short
 
     for artifact in outcome.outputs.values():
-        if artifact.kind == "report" and any(entry.path == _REPORT_TEXT for entry in artifact.files):
-            click.echo("\n" + home.store.read_bytes(artifact, _REPORT_TEXT).decode().rstrip())
+        text = _TEXTS.get(artifact.kind)
+        if text is not None and any(entry.path == text for entry in artifact.files):
+            click.echo("\n" + home.store.read_bytes(artifact, text).decode().rstrip())
     reused = sum(stage.status == "reused" for stage in outcome.stages)
     counts = f"{len(outcome.stages)} stages, {reused} reused"
     click.echo(f"\nrun {outcome.run_id} finished in {duration(outcome.seconds)}: {counts}")

@@ -1,18 +1,19 @@
 """Completions from any OpenAI-compatible server (vLLM, SGLang, llama.cpp, a hosted model).
 
 Here: one request at a time with retries, many at once with threads, and a record for each request that could not be
-answered. Not here: serving. *Covered*: refused connections, timeouts, 408, 409, 429 and 5xx answers are tried again,
-with growing pauses or as ``Retry-After`` says; other answers are final. *Not covered*: streaming.
+answered. Not here: tool calls (``chat_engines``), serving. *Covered*: refused connections, timeouts, 408, 409, 429 and
+5xx answers are tried again, with growing pauses or as ``Retry-After`` says; other answers are final. *Not covered*:
+streaming.
 """
 
 from __future__ import annotations
 
 import os
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field
 
@@ -21,6 +22,8 @@ from posttrain.engines.records import Completion, Conversation, Sampling
 
 if TYPE_CHECKING:
     import httpx2
+
+T = TypeVar("T")
 
 _AGAIN = frozenset({408, 409, 425, 429, 500, 502, 503, 504})
 _REFUSED = {
@@ -59,8 +62,8 @@ class EndpointFailure:
     """Whether asking again would be pointless."""
 
 
-class EndpointEngine:
-    """An :class:`~posttrain.engines.records.Engine` on a server."""
+class EndpointServer:
+    """The server itself: asks once or as often as it takes."""
 
     def __init__(self, config: EndpointConfig) -> None:
         key = os.environ.get(config.api_key_env, "") if config.api_key_env else ""
@@ -69,8 +72,61 @@ class EndpointEngine:
                 f"the environment variable {config.api_key_env} is not set",
                 hint="set it to the server's key, or remove `endpoint.api_key_env`",
             )
-        self._config = config
+        self.config = config
         self._headers = {"Authorization": f"Bearer {key}"} if key else {}
+
+    def client(self) -> httpx2.Client:
+        """A new client, which may be used by several threads."""
+        import httpx2
+
+        return httpx2.Client(timeout=self.config.timeout_seconds, headers=self._headers)
+
+    def ask(
+        self, client: httpx2.Client, body: Mapping[str, Any], parse: Callable[[Any], T]
+    ) -> T | EndpointFailure:
+        """What ``parse`` makes of one answer to ``body``, after as many attempts as it takes.
+
+        An answer that makes it raise ValueError, KeyError, IndexError or TypeError is none.
+        """
+        failure = EndpointFailure("never asked", final=False)
+        for attempt in range(self.config.max_attempts):
+            answer, pause = self._try(client, body, parse)
+            if not isinstance(answer, EndpointFailure) or answer.final:
+                return answer
+            failure = answer
+            if attempt + 1 < self.config.max_attempts:
+                grown = self.config.backoff_seconds * 2**attempt
+                time.sleep(min(30.0, grown if pause is None else pause))
+        return failure
+
+    def _try(
+        self, client: httpx2.Client, body: Mapping[str, Any], parse: Callable[[Any], T]
+    ) -> tuple[T | EndpointFailure, float | None]:
+        """One attempt, and the pause that the server asks for."""
+        import httpx2
+
+        try:
+            response = client.post(f"{self.config.base_url.rstrip('/')}/chat/completions", json=body)
+        except httpx2.HTTPError as error:
+            return EndpointFailure(type(error).__name__, final=False), None
+        if response.status_code != 200:
+            final = response.status_code not in _AGAIN
+            hint = _REFUSED.get(response.status_code, "")
+            text = f"HTTP {response.status_code}" + (f": {hint}" if hint else "")
+            wait = response.headers.get("retry-after", "")
+            return EndpointFailure(text, final), float(wait) if wait.replace(".", "", 1).isdigit() else None
+        try:
+            return parse(response.json()), None
+        except (ValueError, KeyError, IndexError, TypeError):
+            return EndpointFailure("the answer is not a chat completion", final=False), None
+
+
+class EndpointEngine:
+    """An :class:`~posttrain.engines.records.Engine` on a server."""
+
+    def __init__(self, config: EndpointConfig) -> None:
+        self._server = EndpointServer(config)
+        self._config = config
 
     def generate(
         self,
@@ -96,15 +152,13 @@ class EndpointEngine:
         on_progress: Callable[[int, int], None] | None = None,
     ) -> list[list[Completion] | EndpointFailure]:
         """As :meth:`generate`, with a failure in place of each conversation that got no answer."""
-        import httpx2
-
         if sampling.prefix:
             raise ConfigError(
                 "a server cannot begin a reply with a given text", hint="use a model of the store"
             )
         answers: list[list[Completion] | EndpointFailure] = []
         with (
-            httpx2.Client(timeout=self._config.timeout_seconds, headers=self._headers) as client,
+            self._server.client() as client,
             ThreadPoolExecutor(self._config.concurrency) as threads,
         ):
             for answer in threads.map(lambda chat: self._complete(client, chat, sampling), conversations):
@@ -126,46 +180,17 @@ class EndpointEngine:
                 "top_p": sampling.top_p,
                 "seed": sampling.seed + number,
             }
-            answer = self._ask(client, body)
+            answer = self._server.ask(client, body, _completion)
             if isinstance(answer, EndpointFailure):
                 return answer
             completions.append(answer)
         return completions
 
-    def _ask(self, client: httpx2.Client, body: dict[str, Any]) -> Completion | EndpointFailure:
-        """One answer, after as many attempts as it takes."""
-        failure = EndpointFailure("never asked", final=False)
-        for attempt in range(self._config.max_attempts):
-            answer, pause = self._try(client, body)
-            if isinstance(answer, Completion) or answer.final:
-                return answer
-            failure = answer
-            if attempt + 1 < self._config.max_attempts:
-                grown = self._config.backoff_seconds * 2**attempt
-                time.sleep(min(30.0, grown if pause is None else pause))
-        return failure
 
-    def _try(
-        self, client: httpx2.Client, body: dict[str, Any]
-    ) -> tuple[Completion | EndpointFailure, float | None]:
-        """One attempt, and the pause that the server asks for."""
-        import httpx2
-
-        try:
-            response = client.post(f"{self._config.base_url.rstrip('/')}/chat/completions", json=body)
-        except httpx2.HTTPError as error:
-            return EndpointFailure(type(error).__name__, final=False), None
-        if response.status_code != 200:
-            final = response.status_code not in _AGAIN
-            hint = _REFUSED.get(response.status_code, "")
-            text = f"HTTP {response.status_code}" + (f": {hint}" if hint else "")
-            wait = response.headers.get("retry-after", "")
-            return EndpointFailure(text, final), float(wait) if wait.replace(".", "", 1).isdigit() else None
-        try:
-            choice = response.json()["choices"][0]
-            text = choice["message"]["content"]
-            tokens = int((response.json().get("usage") or {}).get("completion_tokens") or 0)
-        except (ValueError, KeyError, IndexError, TypeError):
-            return EndpointFailure("the answer is not a chat completion", final=False), None
-        finish = choice.get("finish_reason")
-        return Completion(str(text or ""), tokens, "length" if finish == "length" else "stop"), None
+def _completion(answer: Any) -> Completion:
+    choice = answer["choices"][0]
+    text = choice["message"]["content"]
+    tokens = int((answer.get("usage") or {}).get("completion_tokens") or 0)
+    return Completion(
+        str(text or ""), tokens, "length" if choice.get("finish_reason") == "length" else "stop"
+    )

@@ -9,7 +9,7 @@ matrix products differ in their last bits.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from posttrain.engines.records import Completion, Conversation, Sampling
@@ -32,7 +32,6 @@ class TransformersEngine:
         on_progress: Callable[[int, int], None] | None = None,
     ) -> list[list[Completion]]:
         """See :class:`~posttrain.engines.records.Engine`."""
-        import torch
 
         begun = (
             self._tokenizer(sampling.prefix, add_special_tokens=False)["input_ids"] if sampling.prefix else []
@@ -44,22 +43,36 @@ class TransformersEngine:
         results: list[list[Completion]] = [[] for _ in prompts]
         for number, start in enumerate(range(0, len(jobs), self._batch_size)):
             batch = jobs[start : start + self._batch_size]
-            torch.manual_seed(sampling.seed * 1_000_003 + number)
-            for index, ids in zip(batch, self._decode(prompts, batch, sampling), strict=True):
-                results[index].append(self._finish(ids, sampling.prefix))
+            drawn = self._complete(prompts, batch, sampling, seed=sampling.seed * 1_000_003 + number)
+            for index, completion in zip(batch, drawn, strict=True):
+                results[index].append(completion)
             if on_progress is not None:
                 on_progress(start + len(batch), len(jobs))
         return results
 
-    def encode(self, conversation: Conversation) -> list[int]:
-        """Token ids of a conversation with the header of the next assistant turn."""
+    def complete_ids(self, prompts: list[list[int]], sampling: Sampling, seed: int) -> list[Completion]:
+        """One completion for each prompt, all in one batch that is drawn from ``seed``."""
+        return self._complete(prompts, list(range(len(prompts))), sampling, seed=seed)
+
+    def encode(
+        self, conversation: Conversation | Sequence[Mapping[str, Any]], tools: Any | None = None
+    ) -> list[int]:
+        """Token ids of a conversation with the header of the next assistant turn; ``tools`` in OpenAI's form."""
         ids: list[int] = self._tokenizer.apply_chat_template(
-            list(conversation), add_generation_prompt=True, tokenize=True, return_dict=False
+            list(conversation), tools=tools, add_generation_prompt=True, tokenize=True, return_dict=False
         )
         return ids
 
+    def _complete(
+        self, prompts: list[list[int]], batch: list[int], sampling: Sampling, *, seed: int
+    ) -> list[Completion]:
+        """A completion for each place in ``batch``: numbers of prompts, equal ones side by side."""
+        import torch
+
+        torch.manual_seed(seed)
+        return [self._finish(ids, sampling.prefix) for ids in self._decode(prompts, batch, sampling)]
+
     def _decode(self, prompts: list[list[int]], batch: list[int], sampling: Sampling) -> list[list[int]]:
-        """Token ids of a completion for each place in ``batch``: numbers of prompts, equal ones side by side."""
         from posttrain.engines.decoding import complete, is_plain, picker
 
         if not is_plain(self._model):

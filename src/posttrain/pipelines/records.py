@@ -36,5 +36,5 @@ class RunOutcome:
     outputs: Mapping[str, Artifact]
     """The recipe's own outputs."""
     reports: Mapping[str, Path]
-    """Output name to the page of each output of kind ``report`` that has one, in the run's folder."""
+    """Output name to the page of each output that has one (reports, decisions), in the run's folder."""
     seconds: float

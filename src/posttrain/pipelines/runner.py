@@ -45,7 +45,8 @@ from posttrain.pipelines.runs import find_run, latest_unfinished, resume_command
 
 _WAIT_SECONDS = 0.2
 _RUN_LOCK_SECONDS = 1.0  # longer than `posttrain runs` holds it to see whether a run lives
-_REPORT_PAGE = "report.html"
+_PAGES = {"report": "report.html", "decision": "decision.html"}
+"""Kind of an output to the page that it may hold."""
 
 
 def run_recipe(
@@ -203,11 +204,14 @@ class _Execution:
 
     def _copy_report(self, name: str, artifact: Artifact) -> Path | None:
         """A page that opens without the store, in the run's folder."""
-        if artifact.kind != "report" or all(entry.path != _REPORT_PAGE for entry in artifact.files):
+        page = _PAGES.get(artifact.kind)
+        if page is None or all(entry.path != page for entry in artifact.files):
             return None
-        first = all(wire.output != "report" or key == name for key, wire in self.resolved.outputs.items())
-        target = self.home.run_folder(self.run.id) / (_REPORT_PAGE if first else f"{name}.html")
-        write_atomic(target, self.home.store.read_bytes(artifact, _REPORT_PAGE))
+        alone = all(
+            wire.output != artifact.kind or key == name for key, wire in self.resolved.outputs.items()
+        )
+        target = self.home.run_folder(self.run.id) / (page if alone else f"{name}.html")
+        write_atomic(target, self.home.store.read_bytes(artifact, page))
         return target
 
     # -- one stage ---------------------------------------------------------------------------------

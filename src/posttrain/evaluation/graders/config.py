@@ -224,6 +224,12 @@ class AnswerTagConfig(_Grader):
     kind: Literal["answer_tag"] = "answer_tag"
 
 
+class OneLanguageConfig(_Grader):
+    """The reasoning keeps to the language of the case, its tag ``language``; letters of other scripts count."""
+
+    kind: Literal["one_language"] = "one_language"
+
+
 class RewardModelConfig(_Grader):
     """A learned scorer says at least so much, in its own standard deviations."""
 
@@ -253,6 +259,7 @@ GraderConfig: TypeAlias = Annotated[
     | StepsConfig
     | StepCheckConfig
     | AnswerTagConfig
+    | OneLanguageConfig
     | RewardModelConfig
     | LlmJudgeConfig,
     Field(discriminator="kind"),

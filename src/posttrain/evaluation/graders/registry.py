@@ -112,6 +112,7 @@ _PLAIN: dict[str, Callable[[Any], Grader]] = {
     "json_schema": texts.JsonSchema,
     "word_limit": texts.WordLimit,
     "answer_tag": texts.AnswerTag,
+    "one_language": texts.OneLanguage,
     "step_check": texts.StepCheck,
     "version_match": rules.VersionMatch,
     "deprecation": rules.Deprecation,

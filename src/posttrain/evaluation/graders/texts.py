@@ -1,4 +1,4 @@
-"""Graders of the final text: exact, numeric, regex, JSON schema, word limit, answer tag, step check.
+"""Graders of the final text: exact, numeric, regex, JSON schema, word limit, answer tag, one language, step check.
 
 Here: one class a kind. Not here: rules and versions (``rules``), code (``unit_tests``), tools (``tool_calls``).
 """
@@ -11,13 +11,14 @@ from decimal import Decimal
 from fractions import Fraction
 from typing import Any
 
+from posttrain.data.languages import mixes_languages
 from posttrain.environments.records import Answer, Case
 from posttrain.evaluation.graders import config as c
 from posttrain.evaluation.graders.code_blocks import split_code
 from posttrain.evaluation.graders.records import Grade, Metric
 from posttrain.evaluation.graders.schemas import Schema
 from posttrain.rewards.formats import AnswerTag as AnswerTagVerifier
-from posttrain.rewards.parsing import find_answer, parse_completion
+from posttrain.rewards.parsing import find_answer, parse_completion, reasoning_of
 from posttrain.rewards.quantities import last_number, parse_number
 from posttrain.rewards.records import Sample
 
@@ -177,6 +178,23 @@ class AnswerTag(Verdict):
         """Judge by the verifier that trains it."""
         score = AnswerTagVerifier().score(Sample(answer.text))
         return self.verdict(score.value == 1.0, score.reason)
+
+
+class OneLanguage(Verdict):
+    """The reasoning is in one language."""
+
+    usual_metric = "one_language"
+    meaning = "The reasoning keeps to the language of the case."
+    config: c.OneLanguageConfig
+
+    def grade(self, case: Case, answer: Answer) -> Grade:
+        """None for a case that does not say its language."""
+        language = case.tags.get("language")
+        if not language:
+            return self.verdict(None, "the case has no tag `language`")
+        question = str(case.messages[-1].get("content", ""))
+        mixed = mixes_languages(reasoning_of(answer.text), language, question=question)
+        return self.verdict(not mixed, "languages are mixed" if mixed else "")
 
 
 class StepCheck(Verdict):

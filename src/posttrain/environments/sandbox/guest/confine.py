@@ -121,6 +121,8 @@ def _program(order: dict[str, Any], begun: int) -> NoReturn:
 
 def _limit(order: dict[str, Any]) -> None:
     cpu = int(order["cpu_seconds"])
+    allowed = resource.getrlimit(resource.RLIMIT_CORE)[1]
+    core = _DUMMY_CORE_BYTES if allowed == resource.RLIM_INFINITY else min(_DUMMY_CORE_BYTES, allowed)
     for kind, soft, hard in (
         (resource.RLIMIT_AS, order["address_bytes"], order["address_bytes"]),
         (resource.RLIMIT_CPU, cpu, cpu + 1),
@@ -131,7 +133,7 @@ def _limit(order: dict[str, Any]) -> None:
             order["processes"] + _SPARE_PROCESSES,
             order["processes"] + _SPARE_PROCESSES,
         ),
-        (resource.RLIMIT_CORE, _DUMMY_CORE_BYTES, _DUMMY_CORE_BYTES),
+        (resource.RLIMIT_CORE, core, core),
         (resource.RLIMIT_MEMLOCK, 0, 0),
         (resource.RLIMIT_MSGQUEUE, 0, 0),
         (resource.RLIMIT_SIGPENDING, 64, 64),
