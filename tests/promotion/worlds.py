@@ -18,6 +18,9 @@ from posttrain.evaluation.outcomes import (
     Outcomes,
     make_outcomes,
 )
+from posttrain.promotion.gate import Report, gate
+from posttrain.promotion.grammar import parse_contract
+from posttrain.promotion.records import Check, Decision
 
 HERE = Path(__file__).parent
 RULES = (HERE / "promotion-rules.txt").read_text()
@@ -179,3 +182,20 @@ def traffic(
     ]
     arms = (Arm(name="candidate", weight=1, units=units[0]), Arm(name="production", weight=1, units=units[1]))
     return report(made, lane="canary", arms=arms)
+
+
+def decide(
+    text: str, candidate: Outcomes, baseline: Outcomes | None = None, canary: Outcomes | None = None
+) -> Decision:
+    """The decision of a contract's text."""
+    return gate(
+        parse_contract(text),
+        Report(candidate),
+        baseline=Report(baseline) if baseline else None,
+        canary=Report(canary) if canary else None,
+    )
+
+
+def check(text: str, candidate: Outcomes, baseline: Outcomes | None = None, **more: Any) -> Check:
+    """The first check of a contract's last rule."""
+    return decide(text, candidate, baseline, **more).rules[-1].checks[0]
