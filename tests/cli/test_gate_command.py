@@ -145,6 +145,18 @@ def test_lint_says_what_cannot_be_reached(tmp_path, contract, reports):
     assert command("gate", "lint", contract, "--n", "tools=many")[0] == 2
 
 
+def test_lint_takes_its_sizes_from_a_suite(tmp_path):
+    rules = tmp_path / "rules.txt"
+    rules.write_text("math_correct_rate(math_basic).lower_ci >= 0.98\nsuccess@1(divison_hard).point >= 0.5\n")
+    code, out, _ = command("gate", "lint", rules, "--suite", "standard", "--json")
+    assert code == 2
+    (unknown,) = [finding for finding in json.loads(out) if finding["level"] == "error"]
+    assert unknown["line"] == 2 and "division_hard" in unknown["message"]
+    rules.write_text("math_correct_rate(math_basic).lower_ci >= 0.98\n")
+    assert command("gate", "lint", rules, "--suite", "standard")[0] == 0
+    assert command("gate", "lint", rules, "--suite", "standard", "--n", "math_basic=182")[0] == 2
+
+
 def test_the_stage_keeps_a_decision_that_knows_its_reports(tmp_path, contract):
     """Reports in a home, the stage run on them, and verified without being told where they are."""
     from posttrain.artifacts.home import open_home

@@ -15,6 +15,9 @@ if TYPE_CHECKING:
     from posttrain.promotion.records import Decision
 
 
+_SUITE = "posttrain.suite"
+
+
 class _Assignment(click.ParamType[tuple[str, float]]):
     """``NAME=NUMBER``."""
 
@@ -120,6 +123,13 @@ def apply_contract(
 @click.argument("contract", type=click.Path(path_type=Path, dir_okay=False))
 @click.option("--report", metavar="REPORT", help="A report of the same suite: slices, sizes, columns, lane.")
 @click.option(
+    "--suite",
+    metavar="SUITE",
+    expose_value=False,
+    callback=lambda context, _, suite: context.meta.update({_SUITE: suite}),
+    help="The suite that will be played: slices and sizes. `standard`, a folder or an artifact.",
+)
+@click.option(
     "--n",
     "sizes",
     multiple=True,
@@ -166,7 +176,11 @@ def lint_contract(
     known = Known() if report is None else Known.of_report(_report(report, home).outcomes.header)
     known = replace(
         known,
-        sizes={**known.sizes, **{name: int(cases) for name, cases in sizes}},
+        sizes={
+            **_sizes_of(click.get_current_context().meta[_SUITE], home),
+            **known.sizes,
+            **{name: int(cases) for name, cases in sizes},
+        },
         true={parse_call(name): value for name, value in values},
         discordance=discordance,
     )
@@ -180,8 +194,22 @@ def lint_contract(
             if finding.rule:
                 click.echo(f"    {finding.rule}")
         if not known.sizes:
-            click.echo("sizes are not known: --report or --n SLICE=CASES says what can be reached with them")
+            click.echo(
+                "sizes are not known: --suite, --report or --n SLICE=CASES says what can be reached with them"
+            )
     return 2 if any(finding.level == "error" for finding in findings) else 0
+
+
+def _sizes_of(suite: str | None, home: Path | None) -> dict[str, int]:
+    """Slice to its cases; empty where no suite is named."""
+    if suite is None:
+        return {}
+    from posttrain.cli._options import settings_of
+    from posttrain.environments.suite_files import parse_suite
+    from posttrain.pipelines.suites import find_suite
+
+    slices = parse_suite(find_suite(settings_of(home), suite)).slices
+    return {spec.name: len(spec.cases) for spec in slices}
 
 
 @gate.command("verify", short_help="Make a decision again from its records and compare the bytes.")
