@@ -248,6 +248,17 @@ def test_prices_give_a_cost_in_live_lanes(bench: Bench, shipped: Artifact) -> No
 # -- graders that fail -----------------------------------------------------------------------------
 
 
+def test_without_latency_a_report_is_the_same_bytes_whenever_it_is_made(
+    bench: Bench, shipped: Artifact
+) -> None:
+    first, second = (
+        bench.evaluate(policy("perfect"), {"suite": shipped}, latency=False, attempt=attempt).files
+        for attempt in (1, 2)
+    )
+    assert first == second
+    assert any(entry.path == "outcomes.parquet" for entry in first)
+
+
 def test_a_grader_that_raises_gives_no_verdict(tmp_path: Path) -> None:
     rows = by_case(play(small_suite(2, grader={**EXACT, "expects": "nothing"}), Clerk(), tmp_path))
     assert rows["sum-0001"].graded.success is None

@@ -58,6 +58,9 @@ class EvaluateSuiteConfig(StageConfig):
     grader_timeout_seconds: float = Field(60.0, gt=0)
     """For one answer."""
     prices: PricesConfig | None = None
+    latency: bool = True
+    """Whether the report has latency. Without it a model's report is the same bytes whenever it is made; a rule about
+    latency needs it."""
     attempt: int = 1
     """With another number, what is in the store is measured again."""
 
@@ -112,7 +115,7 @@ def evaluate_suite(
     from posttrain.evaluation.frozen_code import check_code
     from posttrain.evaluation.suite_grading import grader_columns
     from posttrain.evaluation.suite_players import grading_resources, judge_endpoints, open_model
-    from posttrain.evaluation.suite_report import Subject, make_report
+    from posttrain.evaluation.suite_report import Subject, make_report, without_latency
     from posttrain.evaluation.suite_runner import Outside, play_suite
 
     check_code(suite)
@@ -141,6 +144,8 @@ def evaluate_suite(
             )
         facts = {"batch_size": model.player.batch_size}
         subject = Subject(model.name, model.lane, samples, facts)
+    if not config.latency:
+        rows = [without_latency(row) for row in rows]
     columns = [column for spec in suite.slices for column in grader_columns(spec, resources)]
     return make_report(suite, subject, rows, columns)
 

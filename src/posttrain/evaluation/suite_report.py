@@ -39,10 +39,9 @@ COMMON_COLUMNS = (
     Column(name="tool_misses", type="int64", meaning="Tool calls that the frozen world had no reply to."),
 )
 """Columns of every suite report, whatever the graders."""
+LATENCY = "latency_ms"
 LIVE_COLUMNS = (
-    Column(
-        name="latency_ms", type="float64", meaning="Time that the model took for all its turns, milliseconds."
-    ),
+    Column(name=LATENCY, type="float64", meaning="Time that the model took for all its turns, milliseconds."),
     Column(name="cost_usd", type="float64", meaning="Price of the tokens, US dollars."),
 )
 """Columns that only a live lane has: no latency and no cost ever comes out of a recording."""
@@ -83,6 +82,11 @@ def with_common_metrics(row: SuiteRow) -> SuiteRow:
     if answer.prompt_tokens is not None and answer.completion_tokens is not None:
         found["tokens"] = answer.prompt_tokens + answer.completion_tokens
     return replace(row, graded=replace(row.graded, metrics={**row.graded.metrics, **found}))
+
+
+def without_latency(row: SuiteRow) -> SuiteRow:
+    """The row without what a clock measured."""
+    return replace(row, live={name: value for name, value in row.live.items() if name != LATENCY})
 
 
 def make_report(
