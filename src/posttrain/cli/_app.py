@@ -29,6 +29,8 @@ COMMANDS = {
     "suite": "posttrain.cli.suite:suite",
     "evaluate": "posttrain.cli.evaluate:evaluate",
     "gate": "posttrain.cli.gate:gate",
+    "serve": "posttrain.cli.serve:serve",
+    "rollback": "posttrain.cli.rollback:rollback",
     "rollout": "posttrain.cli.rollout:rollout",
     "show": "posttrain.cli.show:show",
     "recipes": "posttrain.cli.recipes:recipes",

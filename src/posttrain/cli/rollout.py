@@ -79,3 +79,6 @@ def plan(
         print_json(made.to_json())
     else:
         click.echo(render_plan(made), nl=False)
+
+
+from posttrain.cli import _rollout_live  # noqa: E402, F401 - adds its commands to the group

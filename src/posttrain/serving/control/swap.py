@@ -54,11 +54,23 @@ class Swapper:
             raise ServingError("nothing is served yet")
         return snapshot
 
-    async def swap(self, change: Change, reason: str, *, ack_seconds: float = 5.0) -> SwapReport:
-        """Change the traffic; returns when every connected worker serves the new snapshot, or after ``ack_seconds``."""
+    async def swap(
+        self,
+        change: Change,
+        reason: str,
+        *,
+        first: Callable[[int], None] | None = None,
+        ack_seconds: float = 5.0,
+    ) -> SwapReport:
+        """Change the traffic; returns when every connected worker serves the new snapshot, or after ``ack_seconds``.
+
+        ``first`` is given the new epoch before the change is asked for; where it raises, nothing is changed.
+        """
         async with self._turn:
             begun = time.monotonic()
             before = self.current
+            if first is not None:
+                first(before.epoch + 1)
             wanted = change(before)
             snapshot = Snapshot(
                 epoch=before.epoch + 1,
