@@ -32,6 +32,7 @@ COMMANDS = {
     "serve": "posttrain.cli.serve:serve",
     "rollback": "posttrain.cli.rollback:rollback",
     "rollout": "posttrain.cli.rollout:rollout",
+    "release": "posttrain.cli.release:release",
     "show": "posttrain.cli.show:show",
     "recipes": "posttrain.cli.recipes:recipes",
     "doctor": "posttrain.cli.doctor:doctor",

@@ -19,7 +19,7 @@ from typing import Any
 from posttrain.artifacts.errors import ReleaseError
 from posttrain.artifacts.home import Home
 from posttrain.artifacts.releases.load import LoadedRelease, load_release
-from posttrain.core.atomic import link_or_copy, make_folder, remove_tree
+from posttrain.core.atomic import make_folder, remove_tree
 from posttrain.core.canonical import digest_json, short
 from posttrain.core.errors import ConfigError, StoreError
 from posttrain.core.explain import Written, check_model
@@ -231,13 +231,14 @@ class Deployer:
         make_folder(folder)
         parts = [path for path in (loaded.tokenizer, loaded.base) if path is not None]
         for part in parts:  # the first to have a name wins
+            # Links by name: another hard link would change the times by which verified files are known again.
             for path in part.iterdir():
                 if path.is_file() and not (folder / path.name).exists():
-                    link_or_copy(path.resolve(), folder / path.name)
+                    (folder / path.name).symlink_to(path.resolve())
         if loaded.chat_template is not None and loaded.chat_template.suffix == ".jinja":
             template = folder / "chat_template.jinja"
             template.unlink(missing_ok=True)
-            link_or_copy(loaded.chat_template.resolve(), template)
+            template.symlink_to(loaded.chat_template.resolve())
         return ServedFolder(folder=folder, digest=identity, name=name)
 
     # -- probes --------------------------------------------------------------------------------------

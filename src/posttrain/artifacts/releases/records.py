@@ -1,0 +1,381 @@
+"""What a release is: everything that decides an answer, each piece by its digest.
+
+Here: the manifest, its pieces, and the policies that go with it, as frozen, torch-free records. Not here: how a
+manifest is written (``spec``, ``create``), whether its pieces are as they were (``verify``), lesson L08's short form
+(``checklist``).
+
+To add a field: give it a default that means what an old release meant, yield its piece from
+:func:`pieces` if it is one, and keep a golden file beside the old ones. A meaning that an old reader would get wrong
+needs a new ``record_schema``.
+"""
+
+from __future__ import annotations
+
+import re
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping
+from typing import Annotated, Any, ClassVar, Literal, NamedTuple, Self, TypeAlias
+
+from pydantic import AfterValidator, Field, field_validator, model_validator
+
+from posttrain.core.canonical import canonical_json, digest_json
+from posttrain.core.documents import Digest, Document, Record
+from posttrain.core.suggest import did_you_mean
+
+RELEASE_KIND = "release"
+"""Kind of the artifact that a release is."""
+RELEASE_FILE = "release.json"
+"""Its file with the manifest."""
+
+ExternalSystem: TypeAlias = Literal["hub", "git", "api", "package", "version", "label"]
+TriggerKind: TypeAlias = Literal["hard_trip", "anytime_valid", "health"]
+TriggerAction: TypeAlias = Literal["rollback", "hold", "alert"]
+
+SAMPLING_KEYS = frozenset(
+    {
+        "frequency_penalty",
+        "ignore_eos",
+        "logit_bias",
+        "max_completion_tokens",
+        "max_tokens",
+        "min_p",
+        "min_tokens",
+        "presence_penalty",
+        "repetition_penalty",
+        "seed",
+        "stop",
+        "temperature",
+        "top_k",
+        "top_p",
+    }
+)
+"""What a release may set; engines ignore keys they do not know, so a mistyped one would change every answer."""
+
+RESERVED_NAMES = frozenset({"dev", "staging", "production", "nothing", "previous"})
+"""What commands and policies understand as something else than a release's name."""
+
+_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._+-]{0,63}")
+_COMMIT = re.compile(r"[0-9a-f]{7,64}")
+
+
+def _named(value: str) -> str:
+    if not value.strip() or "\n" in value or value != value.strip():
+        raise ValueError(f"{value!r} is no name: write one line without spaces around it")
+    return value
+
+
+Name: TypeAlias = Annotated[str, AfterValidator(_named)]
+"""One line of text."""
+
+
+class ArtifactPiece(Record):
+    """A whole artifact of the store."""
+
+    by: Literal["artifact"] = "artifact"
+    digest: Digest
+    kind: Name
+    """``model``, ``dataset``, ``report``…; an artifact of another kind does not do."""
+
+    @property
+    def identity(self) -> str:
+        """What it is named by elsewhere."""
+        return self.digest
+
+
+class FilesPiece(Record):
+    """Some files of an artifact: a tokenizer inside a model, a YAML file inside the release itself."""
+
+    by: Literal["files"] = "files"
+    artifact: Digest | None = None
+    """The artifact that holds them; None: the release."""
+    files: Mapping[str, Digest] = Field(min_length=1)
+    """Path inside that artifact, and ``sha256:`` of the bytes."""
+
+    @property
+    def identity(self) -> str:
+        """The digest of the file; of several, that of the canonical JSON of path and digest."""
+        only = list(self.files.values())
+        return only[0] if len(only) == 1 else digest_json(dict(self.files))
+
+
+class ExternalPiece(Record):
+    """Something outside the store. It is named exactly, and cannot be verified here."""
+
+    by: Literal["external"] = "external"
+    system: ExternalSystem
+    """``hub``: NAME@COMMIT of a model hub; ``git``: a commit, or URL@COMMIT; ``api``: NAME@VERSION of a service;
+    ``package``: NAME==VERSION; ``version``: a version label; ``label``: a name taken over from elsewhere."""
+    reference: Name
+
+    @property
+    def identity(self) -> str:
+        """``hub:NAME@COMMIT``."""
+        return f"{self.system}:{self.reference}"
+
+    @model_validator(mode="after")
+    def _is_pinned(self) -> Self:
+        name, at, revision = self.reference.rpartition("@")
+        if self.system == "hub" and not (name and len(revision) == 40 and _COMMIT.fullmatch(revision)):
+            raise ValueError(
+                f"{self.reference!r}: a hub model is pinned as NAME@COMMIT with all 40 digits; a branch or a tag moves"
+            )
+        if self.system == "git" and not _COMMIT.fullmatch(revision):
+            raise ValueError(f"{self.reference!r}: git is pinned by a commit, COMMIT or URL@COMMIT")
+        if self.system == "api" and not (name and at and revision):
+            raise ValueError(f"{self.reference!r}: a service is pinned as NAME@VERSION")
+        if self.system == "package" and not all(self.reference.partition("==")):
+            raise ValueError(f"{self.reference!r}: a package is pinned as NAME==VERSION")
+        return self
+
+
+Piece: TypeAlias = Annotated[ArtifactPiece | FilesPiece | ExternalPiece, Field(discriminator="by")]
+
+
+class Adapter(Record):
+    """Weights that are added to the base."""
+
+    name: Name
+    piece: Piece
+
+
+class Code(Record):
+    """The code that made the model and runs its verifiers."""
+
+    commit: Name | None = None
+    """Git commit; None where there was no repository."""
+    dirty: bool | None = None
+    """Whether files differed from that commit; such a release cannot be made again from the commit alone."""
+    posttrain: Name | None = None
+    """Version of posttrain."""
+
+
+class Result(Record):
+    """What was measured."""
+
+    report: Piece
+    headline: Mapping[Name, float] = Field(default_factory=dict)
+    """The figures to remember, for people and for ``diff``; the report is the truth."""
+
+
+class GateDecision(Record):
+    """What the gate said about this candidate."""
+
+    piece: Piece
+    outcome: Name
+    """``GO``, ``NO-GO``, ``INCONCLUSIVE``, ``ERROR`` or ``INVALID``."""
+
+
+class Limit(Record):
+    """A bound on one metric."""
+
+    metric: Name
+    """``error_rate``, ``p99_latency_ms``…"""
+    slice: Name | None = None
+    """None: all traffic."""
+    at_most: float | None = None
+    at_least: float | None = None
+
+    @model_validator(mode="after")
+    def _bounds(self) -> Self:
+        if self.at_most is None and self.at_least is None:
+            raise ValueError(f"{self.metric}: give at_most, at_least or both")
+        if self.at_most is not None and self.at_least is not None and self.at_least > self.at_most:
+            raise ValueError(f"{self.metric}: at_least {self.at_least} is above at_most {self.at_most}")
+        return self
+
+
+class SloPolicy(Record):
+    """What the service promises while this release answers."""
+
+    objectives: tuple[Limit, ...] = Field(min_length=1)
+    window_seconds: int = Field(3600, ge=1)
+    """Over which each is measured."""
+
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        _unique("objectives", (f"{limit.metric}({limit.slice or 'all'})" for limit in self.objectives))
+        return self
+
+
+class Trigger(Record):
+    """What makes a release go back by itself; agreed before it takes traffic."""
+
+    name: Name
+    kind: TriggerKind
+    """``hard_trip``: an incident, one is enough; ``anytime_valid``: a sequential test against production;
+    ``health``: the experiment itself is broken (no data, wrong split)."""
+    metric: Name
+    slice: Name | None = None
+    above: float | None = None
+    below: float | None = None
+    window_seconds: int = Field(300, ge=1)
+    min_requests: int = Field(0, ge=0)
+    """Fewer than this say nothing."""
+    action: TriggerAction = "rollback"
+
+    @model_validator(mode="after")
+    def _one_side(self) -> Self:
+        if (self.above is None) == (self.below is None):
+            raise ValueError(f"{self.name}: give one of above and below")
+        return self
+
+
+class RollbackPolicy(Record):
+    """When production goes back, and to what."""
+
+    limits: tuple[Limit, ...] = ()
+    """One that is broken over ``limit_window_seconds`` is a reason to go back."""
+    limit_window_seconds: int = Field(300, ge=1)
+    triggers: tuple[Trigger, ...] = ()
+    to: Name = "previous"
+    """``previous``: what held the lane before; or the name of a release."""
+
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        if not self.limits and not self.triggers:
+            raise ValueError("a rollback policy has at least one limit or trigger")
+        _unique("limits", (f"{limit.metric}({limit.slice or 'all'})" for limit in self.limits))
+        _unique("triggers", (trigger.name for trigger in self.triggers))
+        return self
+
+
+class ReleaseManifest(Document):
+    """A release: what lesson L08 asks for, widened by L05's list. No wall-clock time, host name or path enters it."""
+
+    record_kind: ClassVar[str] = "release"
+
+    name: str
+    """For people, never used twice: ``v1.3``."""
+    base: Piece
+    """The base weights."""
+    adapters: tuple[Adapter, ...] = ()
+    """In the order in which they are applied."""
+    tokenizer: Piece | None = None
+    """The tokenizer's files."""
+    chat_template: Piece | None = None
+    """The template that turns messages into a prompt."""
+    input_processing: Piece | None = None
+    """What happens to a request before the template: system prompt, normalisation, retrieval."""
+    sampling: Mapping[str, Any] = Field(default_factory=dict)
+    """What a request that does not say otherwise is given: `temperature`, `top_p`…"""
+    reward_models: Mapping[Name, Piece] = Field(default_factory=dict)
+    """The learned scorers it was trained or judged with."""
+    verifiers: Mapping[Name, Piece] = Field(default_factory=dict)
+    """The rules that score a completion, mostly by version."""
+    tools: Mapping[Name, Piece] = Field(default_factory=dict)
+    """What it may call, by version, and fixtures by digest."""
+    data: Mapping[Name, Piece] = Field(default_factory=dict)
+    """The training data."""
+    configuration: Mapping[Name, Piece] = Field(default_factory=dict)
+    """Settings of the training; `recipe` is the resolved recipe."""
+    code: Code = Code()
+    """Git commit and version of posttrain."""
+    results: Mapping[Name, Result] = Field(default_factory=dict)
+    """Reports and their headline figures."""
+    contract: Piece | None = None
+    """The promotion rules."""
+    decision: GateDecision | None = None
+    """What the gate said under that contract."""
+    slo: SloPolicy | None = None
+    """Service level objectives while it answers."""
+    rollback: RollbackPolicy | None = None
+    """When to go back, agreed beforehand."""
+    drift_profile: Piece | None = None
+    """What the traffic looked like that it was made for."""
+    parent: Digest | None = None
+    """The release that it follows."""
+
+    @field_validator("name")
+    @classmethod
+    def _name(cls, value: str) -> str:
+        if not _NAME.fullmatch(value):
+            raise ValueError(f"{value!r} is no release name: letters, digits and . _ + -, at most 64")
+        if value in RESERVED_NAMES:
+            raise ValueError(f"{value!r} cannot name a release: commands understand it as something else")
+        return value
+
+    @field_validator("sampling")
+    @classmethod
+    def _sampling(cls, value: Mapping[str, Any]) -> Mapping[str, Any]:
+        for key in value:
+            if key not in SAMPLING_KEYS:
+                raise ValueError(f"{key!r} is no sampling setting; {did_you_mean(key, SAMPLING_KEYS)}")
+        canonical_json(dict(value))
+        _at_least("temperature", value, 0)
+        _at_least("top_k", value, -1)
+        for key in ("top_p", "min_p"):
+            _at_least(key, value, 0)
+            if value.get(key, 0) > 1:
+                raise ValueError(f"{key} is {value[key]}, a share of at most 1")
+        for key in ("max_tokens", "max_completion_tokens"):
+            _at_least(key, value, 1)
+        return value
+
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        _unique("adapters", (adapter.name for adapter in self.adapters))
+        return self
+
+
+class NamedPiece(NamedTuple):
+    """A piece and where in the manifest it is."""
+
+    field: str
+    """``base``, ``adapters.lora_math``, ``data.train``…"""
+    piece: ArtifactPiece | FilesPiece | ExternalPiece
+
+
+SERVED = ("base", "adapters", "tokenizer", "chat_template", "input_processing")
+"""Fields whose pieces are loaded to answer a request."""
+
+
+def pieces(manifest: ReleaseManifest) -> Iterator[NamedPiece]:
+    """Every piece of a manifest, in the order of its fields."""
+    yield NamedPiece("base", manifest.base)
+    for adapter in manifest.adapters:
+        yield NamedPiece(f"adapters.{adapter.name}", adapter.piece)
+    for field in ("tokenizer", "chat_template", "input_processing"):
+        if (piece := getattr(manifest, field)) is not None:
+            yield NamedPiece(field, piece)
+    for field in ("reward_models", "verifiers", "tools", "data", "configuration"):
+        for name, piece in sorted(getattr(manifest, field).items()):
+            yield NamedPiece(f"{field}.{name}", piece)
+    for name, result in sorted(manifest.results.items()):
+        yield NamedPiece(f"results.{name}", result.report)
+    if manifest.contract is not None:
+        yield NamedPiece("contract", manifest.contract)
+    if manifest.decision is not None:
+        yield NamedPiece("decision", manifest.decision.piece)
+    if manifest.drift_profile is not None:
+        yield NamedPiece("drift_profile", manifest.drift_profile)
+
+
+def lineage(manifest: ReleaseManifest) -> dict[str, str]:
+    """The inputs of the release's artifact: everything in the store that it names. What it names is never collected
+    as garbage while the release is kept."""
+    inputs = {} if manifest.parent is None else {"parent": manifest.parent}
+    for field, piece in pieces(manifest):
+        if isinstance(piece, ArtifactPiece):
+            inputs[field] = piece.digest
+        elif isinstance(piece, FilesPiece) and piece.artifact is not None:
+            inputs[field] = piece.artifact
+    return inputs
+
+
+def is_served(field: str) -> bool:
+    """Whether the piece at ``field`` is loaded to answer a request."""
+    return field.partition(".")[0] in SERVED
+
+
+def _at_least(key: str, value: Mapping[str, Any], least: float) -> None:
+    given = value.get(key, least)
+    if isinstance(given, bool) or not isinstance(given, int | float):
+        raise ValueError(f"{key} is {given!r}, not a number")
+    if given < least:
+        raise ValueError(f"{key} is {given}, at least {least} is meant")
+
+
+def _unique(what: str, names: Iterable[str]) -> None:
+    twice = [name for name, count in Counter(names).items() if count > 1]
+    if twice:
+        raise ValueError(f"{what}: {twice[0]!r} is there twice")
