@@ -113,6 +113,7 @@ class SegmentWriter:
         self._backlog_bytes = self.config.backlog_bytes
         self._lock = threading.Lock()
         self._wake = threading.Event()
+        self._closing = threading.Event()
         self._asleep = False
         self._closed = False
         self._broken = False
@@ -201,6 +202,7 @@ class SegmentWriter:
             if self._closed:
                 return
             self._closed = True
+            self._closing.set()
             self._wake.set()
         self._thread.join()
         os.close(self._segment.descriptor)
@@ -298,7 +300,7 @@ class SegmentWriter:
             if idle and not closing:
                 self._wake.wait(_TICK_SECONDS)
             if not closing and (self._broken or not self.strict):
-                time.sleep(_RETRY_SECONDS if self._broken else self.config.sync_seconds)
+                self._closing.wait(_RETRY_SECONDS if self._broken else self.config.sync_seconds)
             asked = self._rotate_if_due()
             self._sync()
             if asked is not None:

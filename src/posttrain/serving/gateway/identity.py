@@ -1,0 +1,113 @@
+"""Names of requests and of those who make them.
+
+Here: request ids, units of stickiness, tags, the hashes under which people appear in the log. Not here: keys and
+tenants (``access``), which unit gets what (``assignment``).
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from collections import OrderedDict
+from functools import lru_cache
+from typing import Any, NamedTuple
+
+from posttrain.serving.records import Unit
+from posttrain.serving.traffic.clock import MonotonicWallClock
+from posttrain.serving.traffic.pseudonym import pseudonym
+
+USER_HEADER = b"x-posttrain-user"
+CONVERSATION_HEADER = b"x-posttrain-conversation"
+SLICES_HEADER = b"x-posttrain-slices"
+REQUEST_ID_HEADER = b"x-request-id"
+
+_SANE_ID = re.compile(rb"[A-Za-z0-9][A-Za-z0-9._:-]{7,127}")
+_SANE_SLICE = re.compile(r"[A-Za-z0-9][A-Za-z0-9._:/=+-]{0,63}")
+_MAX_SLICES = 16
+_MAX_NAME = 256
+_REMEMBERED = 65_536
+
+
+class RequestIds:
+    """Ids that sort by time; a client's own id is used where it is a sane token that was not used just before.
+
+    *Not covered*: a client that gives one id to two workers. Both rows then bear it.
+    """
+
+    def __init__(self, clock: MonotonicWallClock) -> None:
+        self._clock = clock
+        self._count = 0
+        self._suffix = os.urandom(6).hex().encode()
+        self._seen: OrderedDict[bytes, None] = OrderedDict()
+
+    def make(self) -> bytes:
+        """A new one."""
+        self._count = (self._count + 1) & 0xFFFFFF
+        return b"%012x-%06x-%b" % (self._clock.now_ms(), self._count, self._suffix)
+
+    def choose(self, given: bytes | None) -> bytes:
+        """The client's, else a new one."""
+        if given is None or given in self._seen or not _SANE_ID.fullmatch(given):
+            return self.make()
+        self._seen[given] = None
+        if len(self._seen) > _REMEMBERED:
+            self._seen.popitem(last=False)
+        return given
+
+
+class Asker(NamedTuple):
+    """Whose request it is, as far as it was told."""
+
+    user: str | None
+    conversation: str | None
+    tenant: str | None
+
+    def unit(self, kind: Unit, request_id: str) -> str:
+        """What stays with its answer."""
+        if kind == "request":
+            return request_id
+        if kind == "conversation" and self.conversation:
+            return self.conversation
+        return self.user or self.tenant or request_id
+
+    def pseudonyms(self, pseudonyms: Pseudonyms) -> dict[str, Any]:
+        """As rows name them."""
+        says: dict[str, Any] = {}
+        if self.user:
+            says["user"] = pseudonyms.of("user", self.user)
+        if self.conversation:
+            says["conversation"] = pseudonyms.of("conversation", self.conversation)
+        if self.tenant:
+            says["tenant"] = pseudonyms.of("tenant", self.tenant)
+        return says
+
+
+def read_asker(headers: dict[bytes, bytes], body: dict[str, Any], tenant: str | None) -> Asker:
+    """From the headers, else from the body."""
+    user, conversation = headers.get(USER_HEADER), headers.get(CONVERSATION_HEADER)
+    name = _text(user) if user else body.get("safety_identifier") or body.get("user")
+    return Asker(
+        name[:_MAX_NAME] if isinstance(name, str) else None,
+        _text(conversation) if conversation else None,
+        tenant,
+    )
+
+
+def read_slices(header: bytes | None) -> list[str]:
+    """The tags of a request; what is no sane token is left out."""
+    if not header:
+        return []
+    found = (part.strip() for part in header.decode("latin-1").split(","))
+    return [part for part in found if _SANE_SLICE.fullmatch(part)][:_MAX_SLICES]
+
+
+def _text(value: bytes) -> str:
+    return value[:_MAX_NAME].decode("utf-8", "replace")
+
+
+class Pseudonyms:
+    """Keyed hashes, the recent ones kept: most requests are of somebody who asked just before."""
+
+    def __init__(self, secret: bytes) -> None:
+        self.of = lru_cache(maxsize=8192)(lambda kind, text: pseudonym(secret, kind, text))
+        """``of(kind, text)``: the pseudonym of a name."""

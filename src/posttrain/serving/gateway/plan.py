@@ -1,0 +1,186 @@
+"""A snapshot made ready for use: everything that is the same for many requests is worked out once.
+
+Here: routes and seats. A seat is a target in a role (route, lane, arm): who is called, what is written on every row.
+Not here: who gets which seat (``assignment``), connections (``upstream``).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from datetime import datetime
+from typing import Any, NamedTuple
+
+import orjson
+
+from posttrain.core.canonical import digest_json
+from posttrain.serving.assignment import assign
+from posttrain.serving.gateway.metrics import Cell, CellKey, Metrics
+from posttrain.serving.gateway.upstream import UpstreamHandle
+from posttrain.serving.records import Route, Snapshot, Target
+
+SAMPLING_KEYS = (
+    "temperature",
+    "top_p",
+    "top_k",
+    "min_p",
+    "presence_penalty",
+    "frequency_penalty",
+    "repetition_penalty",
+    "max_tokens",
+    "max_completion_tokens",
+    "min_tokens",
+    "stop",
+    "n",
+    "logit_bias",
+    "reasoning_effort",
+)
+"""What the sampling digest of a row is made of. Not the seed: it names one draw, not a way to draw."""
+_SAMPLING = frozenset(SAMPLING_KEYS)
+_SAME = {"max_tokens": "max_completion_tokens", "max_completion_tokens": "max_tokens"}
+"""Two names of one thing: a default fills neither where the request gives the other."""
+_REMEMBERED = 4096
+
+
+class Seat:
+    """A target in a role."""
+
+    __slots__ = ("cell", "fixed", "handles", "lane", "model", "sampling", "target")
+
+    def __init__(
+        self, target: Target, key: CellKey, fixed: bytes, handles: tuple[UpstreamHandle, ...]
+    ) -> None:
+        self.target = target
+        self.lane = key.lane
+        self.model = target.model
+        """What the upstream calls it."""
+        self.sampling = tuple(target.sampling.items())
+        self.fixed = fixed
+        """JSON members that all its rows have, without braces."""
+        self.handles = handles
+        """Who is called, in order."""
+        self.cell: Cell
+
+    def fill(self, body: dict[str, Any]) -> None:
+        """Make a client's body the upstream's: the model's name, and what the client left open."""
+        body["model"] = self.model
+        for name, value in self.sampling:
+            if name not in body and _SAME.get(name) not in body:
+                body[name] = value
+
+    def cost_usd(self, prompt_tokens: int, completion_tokens: int) -> float:
+        """What it costs."""
+        target = self.target
+        return (
+            prompt_tokens * target.usd_per_1k_prompt_tokens
+            + completion_tokens * target.usd_per_1k_completion_tokens
+        ) / 1000
+
+
+class Seating(NamedTuple):
+    """Who answers a request, and who beside."""
+
+    seat: Seat
+    shadow: Seat | None
+
+
+class RoutePlan:
+    """One public model name."""
+
+    def __init__(self, plan: Plan, route: Route) -> None:
+        self.route = route
+        self.unit = route.unit
+        self._plan = plan
+        self._seats: dict[tuple[str, str, str], Seat] = {}
+
+    def seat(self, unit: str) -> Seating:
+        """Who answers this unit."""
+        lane, arm, target, shadow = assign(self.route, unit)
+        beside = None if shadow is None else self._seat("shadow", "", shadow)
+        return Seating(self._seat(lane, arm, target), beside)
+
+    def _seat(self, lane: str, arm: str, target: Target) -> Seat:
+        # Production, canary and arms may be one target in several roles, or one name with different digests.
+        key = (lane, arm, target.name)
+        seat = self._seats.get(key)
+        if seat is None or seat.target is not target:
+            seat = self._seats[key] = self._plan.make_seat(self.route, lane, arm, target)
+        return seat
+
+
+class Plan:
+    """One snapshot in use."""
+
+    def __init__(
+        self,
+        snapshot: Snapshot,
+        *,
+        worker: str,
+        handles: Mapping[str, UpstreamHandle],
+        shadow_handles: Mapping[str, UpstreamHandle],
+        metrics: Metrics,
+    ) -> None:
+        self.snapshot = snapshot
+        self.epoch = snapshot.epoch
+        self.handles = handles
+        """By name; what a user waits for."""
+        self.shadow_handles = shadow_handles
+        """By name; connections and breakers of their own, so that copies take nothing from users."""
+        self._worker = worker
+        self._metrics = metrics
+        self.routes = {route.model: RoutePlan(self, route) for route in snapshot.routes}
+        self.created = _seconds(snapshot.at)
+
+    def make_seat(self, route: Route, lane: str, arm: str, target: Target) -> Seat:
+        """A target in a role, with what its rows say."""
+        says: dict[str, Any] = {
+            "worker": self._worker,
+            "epoch": self.epoch,
+            "model": route.model,
+            "lane": lane,
+            "arm": arm,
+            "rollout": route.rollout,
+            "target": target.name,
+            "release": target.release,
+            "adapter": target.adapter,
+            "template": target.template,
+        }
+        fixed = orjson.dumps({name: value for name, value in says.items() if value not in (None, "")})[1:-1]
+        handles = self.shadow_handles if lane == "shadow" else self.handles
+        key = CellKey(route.model, lane, arm, target.name)
+        seat = Seat(target, key, fixed, tuple(handles[name] for name in target.upstreams))
+        seat.cell = self._metrics.cell(key)
+        return seat
+
+
+_digests: dict[bytes, str] = {}
+_NO_SAMPLING = digest_json({})
+
+
+def sampling_digest(body: dict[str, Any]) -> str | None:
+    """Of the sampling parameters in force; remembered, because canonical JSON costs more than the rest of a row.
+
+    None where they cannot be meant (a whole number beyond 2**53): the upstream will say so.
+    """
+    found = body.keys() & _SAMPLING
+    if not found:
+        return _NO_SAMPLING
+    values = {name: body[name] for name in found}
+    key = orjson.dumps(values, option=orjson.OPT_SORT_KEYS)
+    digest = _digests.get(key)
+    if digest is None:
+        try:
+            digest = digest_json(values)
+        except ValueError:
+            return None
+        if len(_digests) >= _REMEMBERED:
+            _digests.clear()
+        if len(key) <= 512:
+            _digests[key] = digest
+    return digest
+
+
+def _seconds(at: str) -> int:
+    try:
+        return int(datetime.fromisoformat(at).timestamp())
+    except ValueError:
+        return 0
