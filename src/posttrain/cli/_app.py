@@ -33,6 +33,7 @@ COMMANDS = {
     "rollback": "posttrain.cli.rollback:rollback",
     "rollout": "posttrain.cli.rollout:rollout",
     "release": "posttrain.cli.release:release",
+    "example": "posttrain.cli.example:example",
     "show": "posttrain.cli.show:show",
     "recipes": "posttrain.cli.recipes:recipes",
     "doctor": "posttrain.cli.doctor:doctor",

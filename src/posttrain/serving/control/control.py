@@ -317,7 +317,9 @@ class Control:
             return self.rollouts.status(running)
         if action not in _ACTIONS:
             raise UsageError(f"no action {action!r}", hint=did_you_mean(action, _ACTIONS))
-        return await self.rollouts.act(running, _ACTIONS[action], by=_by(given), reason=str(given.get("reason") or ""))
+        return await self.rollouts.act(
+            running, _ACTIONS[action], by=_by(given), reason=str(given.get("reason") or "")
+        )
 
     async def _roll_back(self, given: Mapping[str, Any]) -> Any:
         route = self._route(given.get("route"))
