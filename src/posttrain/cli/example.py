@@ -53,4 +53,5 @@ def canary(*, run: str | None, workers: int, at_once: int, as_json: bool, home: 
     )
     click.echo(f"the rollback: {story.rollouts[-1]['label']}")
     click.echo(f"  every worker on the old release {times.get('moved', 0):.0f} ms after the trigger")
-    click.echo(f"the log: {story.log}")
+    log = story.log
+    click.echo(f"the log: {log['accepted']} requests accepted, {log['indexed']} rows, {log['lost']} lost")

@@ -27,7 +27,6 @@ from posttrain.serving.config import ServeConfig
 from posttrain.serving.control.admin import AdminClient
 from posttrain.serving.control.control import Control
 from posttrain.serving.errors import ServingError
-from posttrain.serving.traffic.query import reconcile
 
 MODEL = "assistant"
 CONTRACT = """\
@@ -187,12 +186,19 @@ async def _crowd(story: Story, questions: Path, at_once: int) -> AsyncIterator[N
     finally:
         users.send_signal(signal.SIGTERM)
         output, _ = await users.communicate()
-        story.visits = _summary(json.loads(output or b"{}"))
+        visits: dict[str, Any] = json.loads(output or b"{}")
+        story.visits = _summary(visits)
 
 
 def reconciled(control: Control) -> dict[str, Any]:
     """Accepted requests and rows of the log, after everything has stopped."""
-    return reconcile(control.traffic_folder, control.config.traffic.sink).to_json()
+    counts = control.reconcile()
+    return {
+        "accepted": sum(count.accepted for count in counts),
+        "indexed": sum(count.indexed for count in counts),
+        "lost": sum(count.lost for count in counts),
+        "agrees": all(count.agrees for count in counts),
+    }
 
 
 def _summary(visits: dict[str, Any]) -> dict[str, Any]:
@@ -209,7 +215,8 @@ def _last_rollback(home: Home) -> dict[str, Any]:
 
 
 def _questions(home: Home, run: str) -> Path:
-    return home.store.view(resolve(home, f"{run}:problems.heldout")) / "prompts.jsonl"
+    folder: Path = home.store.view(resolve(home, f"{run}:problems.heldout"))
+    return folder / "prompts.jsonl"
 
 
 def _has_gate(home: Home, run: str) -> bool:

@@ -1,8 +1,8 @@
 """Simulated users of a gateway, over real HTTP.
 
 Here: people who ask, read the answer, and say or show what they think of it. Not here: any part of the gateway; they
-know its URL and nothing else. Each user asks under one name, so that the gateway answers him by the same model. Who asks
-what, and who is patient, comes from the seed; what they get is the models' doing.
+know its URL and nothing else. Each user asks under one name, so that the gateway answers him by the same model. Who
+asks what, and who is patient, comes from the seed; what they get is the models' doing.
 """
 
 from __future__ import annotations

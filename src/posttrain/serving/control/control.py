@@ -40,7 +40,10 @@ from posttrain.serving.control.swap import Swapper
 from posttrain.serving.errors import ServingError
 from posttrain.serving.gateway.config import WorkerConfig
 from posttrain.serving.rollout.steps import Action
+from posttrain.serving.traffic.audit import OwnerCount, reconcile
 from posttrain.serving.traffic.follow import Follower
+from posttrain.serving.traffic.index import TrafficIndex
+from posttrain.serving.traffic.indexer import index_once
 from posttrain.serving.traffic.pseudonym import load_or_make_secret
 
 TICK_SECONDS = 0.2
@@ -185,6 +188,12 @@ class Control:
             return {"op": "snapshot", "snapshot": snapshot.to_json()}
         return None
 
+    def reconcile(self) -> list[OwnerCount]:
+        """Accepted requests beside rows in the index, once everything has stopped."""
+        index = TrafficIndex.open(self.traffic_folder, self.config.traffic.sink)
+        index_once(self.traffic_folder, index)
+        return reconcile(self.traffic_folder, index)
+
     def _worker_config(self, name: str) -> WorkerConfig:
         config, tls = self.config, self.config.tls
         return WorkerConfig(
@@ -202,16 +211,20 @@ class Control:
             tls_certificate=None if tls is None else str(tls.certificate),
             tls_key=None if tls is None else str(tls.key),
             access=str(self.folder / "keys.json") if config.keys_required else None,
-            guardrails=config.guardrails,
-            workers=config.workers,
             grace_seconds=config.grace_seconds,
         )
 
     def _start_indexer(self) -> subprocess.Popen[bytes]:
         make_folder(self.folder / "workers")
         command = [sys.executable, "-m", "posttrain.serving.traffic", "--folder", str(self.traffic_folder)]
-        if self.config.traffic.sink is not None:
-            command += ["--index", self.config.traffic.sink]
+        traffic = self.config.traffic
+        for option, value in (
+            ("--index", traffic.sink),
+            ("--history-after", traffic.history_after_seconds),
+            ("--retention-days", traffic.retention_days),
+        ):
+            if value is not None:
+                command += [option, str(value)]
         with (self.folder / "workers" / "indexer.log").open("ab") as log:
             return subprocess.Popen(
                 command,
