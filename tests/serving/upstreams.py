@@ -4,7 +4,8 @@ What it does with a request is said by the request's own field ``mock`` (the gat
 ``Upstream.always``, which is laid over it. Fields: ``delay`` seconds before the answer, ``status``, ``text`` to answer,
 ``chunks`` of a stream, ``gap`` seconds between them, ``cut`` the connection (``at once``, ``in head``, ``in body``),
 ``garbage`` (``http``, ``json``, ``event``, ``html``), ``framing`` (``chunked``, ``length``, ``close``), ``close`` the
-connection after the answer, ``usage`` false, ``done`` false, ``crlf``, ``pieces`` bytes a write, ``raw`` JSON.
+connection after the answer, ``usage`` false, ``done`` false, ``crlf``, ``pieces`` bytes a write, ``raw`` JSON, ``times`` the text is
+repeated, ``junk`` behind the answer (``at once``, ``later``), ``headers`` lines.
 """
 
 from __future__ import annotations
@@ -113,7 +114,7 @@ class Upstream:
         return not how.get("close") and how.get("framing") != "close"
 
     def _text(self, body: dict[str, Any], how: dict[str, Any]) -> str:
-        return str(how.get("text", f"{self.name} says {body['model']}"))
+        return str(how.get("text", f"{self.name} says {body['model']}")) * int(how.get("times", 1))
 
     def _usage(self, how: dict[str, Any]) -> dict[str, Any] | None:
         if how.get("usage") is False:
@@ -252,14 +253,18 @@ class Upstream:
             await asyncio.sleep(0.02)
             writer.transport.abort()
             return
+        junk = b"HTTP/1.1 200 OK\r\ncontent-length: 2\r\n\r\n{}"
+        if how.get("junk") == "at once":
+            body += junk
         for part in _parts(body, how.get("pieces")):
             writer.write(b"%x\r\n%b\r\n" % (len(part), part) if framing == "chunked" else part)
             await writer.drain()
             await asyncio.sleep(how.get("gap", 0))
         if framing == "chunked":
             writer.write(b"0\r\n\r\n")
-        if how.get("junk"):
-            writer.write(b"HTTP/1.1 200 OK\r\ncontent-length: 2\r\n\r\n{}")
+        if how.get("junk") == "later":
+            await asyncio.sleep(0.001)
+            writer.write(junk)
         await writer.drain()
 
 
