@@ -109,7 +109,9 @@ def test_tools_and_json_mode_pass_through_and_are_put_together(tmp_path: Path) -
             assert first["finish"] == second["finish"] == "tool_calls"
             reply = await place.ask(chat(response_format={"type": "json_object"}, logprobs=True, seed=3))
             assert reply.json()["choices"][0]["message"]["content"] == '{"answer": 3}'
-            assert place.ups["a"].calls[2].body["logprobs"] is True and place.ups["a"].calls[2].body["seed"] == 3
+            assert (
+                place.ups["a"].calls[2].body["logprobs"] is True and place.ups["a"].calls[2].body["seed"] == 3
+            )
 
     run(test)
 
@@ -232,7 +234,11 @@ def test_what_cannot_be_meant_is_refused_in_openais_form(tmp_path: Path) -> None
                 (b"", 400, "invalid_json"),
                 (b"[1]", 400, "invalid_json"),
                 (b'{"model": "m", "messages": [{"role": "user", "content": "\xff"}]}', 400, "invalid_json"),
-                (rb'{"model": "m", "messages": [{"role": "user", "content": "\ud800"}]}', 400, "invalid_json"),
+                (
+                    rb'{"model": "m", "messages": [{"role": "user", "content": "\ud800"}]}',
+                    400,
+                    "invalid_json",
+                ),
                 (b"[" * 100_000, 400, "invalid_json"),
                 (chat(deep=nested(300)), 400, "invalid_json"),
                 ({"messages": []}, 400, None),
@@ -245,7 +251,9 @@ def test_what_cannot_be_meant_is_refused_in_openais_form(tmp_path: Path) -> None
             client = await place.client()
             for body, status, code in cases:
                 reply = await client.ask(body)
-                assert (reply.status, reply.code) == (status, code), body[:60] if isinstance(body, bytes) else body
+                assert (reply.status, reply.code) == (status, code), (
+                    body[:60] if isinstance(body, bytes) else body
+                )
                 assert set(reply.json()["error"]) == {"message", "type", "param", "code"}
             assert (await client.ask({"model": "m"}, "/v1/completions")).status == 400
             assert (await client.ask(chat(), "/v1/nothing")).code == "unknown_url"

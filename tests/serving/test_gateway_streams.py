@@ -75,7 +75,9 @@ def test_a_client_that_leaves_cancels_the_upstream(tmp_path: Path, stream: bool)
         async with world(tmp_path) as place:
             up = place.ups["a"]
             client = await place.client()
-            await client.send(request_bytes(chat(stream=stream, mock={"delay": 0.05, "chunks": 11, "times": 9, "gap": 0.3})))
+            await client.send(
+                request_bytes(chat(stream=stream, mock={"delay": 0.05, "chunks": 11, "times": 9, "gap": 0.3}))
+            )
             await place.until(lambda: up.calls)
             if stream:
                 await client.reader.readuntil(b"a sa")

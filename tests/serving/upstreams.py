@@ -3,7 +3,7 @@
 What it does with a request is said by the request's own field ``mock`` (the gateway passes unknown fields on), or by
 ``Upstream.always``, which is laid over it. Fields: ``delay`` seconds before the answer, ``status``, ``text`` to answer,
 ``chunks`` of a stream, ``gap`` seconds between them, ``cut`` the connection (``at once``, ``in head``, ``in body``),
-``garbage`` (``http``, ``json``, ``event``, ``html``), ``framing`` (``chunked``, ``length``, ``close``), ``close`` the
+``garbage`` (``http``, ``json``, ``event``, ``first event``, ``html``), ``framing`` (``chunked``, ``length``, ``close``), ``close`` the
 connection after the answer, ``usage`` false, ``done`` false, ``crlf``, ``pieces`` bytes a write, ``raw`` JSON, ``times`` the text is
 repeated, ``junk`` behind the answer (``at once``, ``later``), ``headers`` lines.
 """
@@ -194,6 +194,8 @@ class Upstream:
         lines = [json.dumps(event) for event in events]
         if how.get("garbage") == "event":
             lines.insert(2, "{no json")
+        if how.get("garbage") == "first event":
+            lines.insert(0, "{no json")
         if how.get("error event"):
             lines.insert(2, json.dumps({"error": {"message": "broke", "code": 500}}))
         return lines if how.get("done") is False else [*lines, "[DONE]"]
