@@ -244,7 +244,7 @@ async def world(
 
 @contextmanager
 def threaded_world(folder: Path, **options: Any) -> Iterator[World]:
-    """A world in a thread of its own, for tests that speak to it from plain code. Only its port and rows are for them."""
+    """A world in a thread of its own, for tests that speak to it from plain code."""
     ready: queue.Queue[World | BaseException] = queue.Queue()
     done = threading.Event()
 

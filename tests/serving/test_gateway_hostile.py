@@ -72,16 +72,18 @@ def is_well(place: World) -> None:
     assert statuses(exchange(place, closing, end=False)) == [200]
 
 
+HEALTH = b"GET /healthz HTTP/1.1\r\nhost: x\r\n\r\n"
+LAST = b" HTTP/1.1\r\nhost: x\r\nconnection: close\r\n\r\n"
 POST = b"POST /v1/chat/completions HTTP/1.1\r\nhost: x\r\n"
 BODY = json.dumps(chat()).encode()
 
 CASES = {
     "both framings": (
-        POST + b"content-length: 5\r\ntransfer-encoding: chunked\r\n\r\n0\r\n\r\nGET /healthz HTTP/1.1\r\nhost: x\r\n\r\n",
+        POST + b"content-length: 5\r\ntransfer-encoding: chunked\r\n\r\n0\r\n\r\n" + HEALTH,
         [400],
     ),
     "both framings, the other way": (
-        POST + b"transfer-encoding: chunked\r\ncontent-length: 5\r\n\r\n0\r\n\r\nGET /healthz HTTP/1.1\r\nhost: x\r\n\r\n",
+        POST + b"transfer-encoding: chunked\r\ncontent-length: 5\r\n\r\n0\r\n\r\n" + HEALTH,
         [400],
     ),
     "two lengths": (POST + b"content-length: 5\r\ncontent-length: 6\r\n\r\nhello!", [400]),
@@ -109,9 +111,9 @@ CASES = {
     "TLS": (b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03" + b"\x00" * 200, [400]),
     "unknown method": (b"BREW /v1/models HTTP/1.1\r\nhost: x\r\n\r\n", [400]),
     "CONNECT": (b"CONNECT a:1 HTTP/1.1\r\nhost: x\r\n\r\nGET /healthz HTTP/1.1\r\nhost: x\r\n\r\n", [400]),
-    "path out of the tree": (b"GET /v1/models/../../etc/passwd HTTP/1.1\r\nhost: x\r\nconnection: close\r\n\r\n", [404]),
-    "path with bytes": (b"GET /v1/models/\xff\xfe HTTP/1.1\r\nhost: x\r\nconnection: close\r\n\r\n", None),
-    "absolute path": (b"GET http://elsewhere/healthz HTTP/1.1\r\nhost: x\r\nconnection: close\r\n\r\n", [404]),
+    "path out of the tree": (b"GET /v1/models/../../etc/passwd" + LAST, [404]),
+    "path with bytes": (b"GET /v1/models/\xff\xfe" + LAST, None),
+    "absolute path": (b"GET http://elsewhere/healthz" + LAST, [404]),
     "long path": (b"GET /" + b"a" * 10_000 + b" HTTP/1.1\r\nhost: x\r\n\r\n", [431]),
     "long header": (b"GET /healthz HTTP/1.1\r\nhost: x\r\nx: " + b"a" * 10_000 + b"\r\n\r\n", [431]),
     "long name": (b"GET /healthz HTTP/1.1\r\nhost: x\r\n" + b"a" * 10_000 + b": x\r\n\r\n", [431]),
@@ -121,7 +123,10 @@ CASES = {
         [431],
     ),
     "long body": (POST + b"content-length: 100000\r\n\r\n" + b"x" * 100_000, [413]),
-    "long chunks": (POST + b"transfer-encoding: chunked\r\n\r\n" + b"1000\r\n" + b"x" * 4096 + b"\r\n1\r\nx\r\n0\r\n\r\n", [413]),
+    "long chunks": (
+        POST + b"transfer-encoding: chunked\r\n\r\n1000\r\n" + b"x" * 4096 + b"\r\n1\r\nx\r\n0\r\n\r\n",
+        [413],
+    ),
     "expects too much": (POST + b"expect: 100-continue\r\ncontent-length: 100000\r\n\r\n", [413]),
     "expects something else": (POST + b"expect: tea\r\ncontent-length: 2\r\n\r\n{}", [417]),
     "wants HTTP/2": (
@@ -137,7 +142,7 @@ CASES = {
         POST + b"connection: close\r\ncontent-length: %d\r\n\r\n" % len(BODY) + BODY + b"GET /healthz HTTP/1.1\r\n",
         [200],
     ),
-    "response splitting": (b"GET /healthz HTTP/1.1\r\nhost: x\r\nx-request-id: aaaaaaaa\x0dset-cookie: a\r\n\r\n", [400]),
+    "response splitting": (b"GET /healthz HTTP/1.1\r\nx-request-id: aaaaaaaa\x0dset-cookie: a\r\n\r\n", [400]),
 }  # fmt: skip
 
 
@@ -265,10 +270,11 @@ fuzz = settings(
 )
 pieces = st.sampled_from(
     [
-        b"POST /v1/chat/completions HTTP/1.1\r\n", b"GET /healthz HTTP/1.1\r\n", b"host: x\r\n", b"\r\n", b"\r\n\r\n",
-        b"content-length: 10\r\n", b"content-length: 0\r\n", b"transfer-encoding: chunked\r\n", b"connection: close\r\n",
-        b"connection: keep-alive\r\n", b"expect: 100-continue\r\n", b"0\r\n\r\n", b"5\r\nhello\r\n", b"upgrade: h2c\r\n",
-        b"{}", BODY, b"content-length: %d\r\n\r\n" % len(BODY), b"\x00", b"\xff\xfe", b" ", b"HTTP/1.0\r\n",
+        b"POST /v1/chat/completions HTTP/1.1\r\n", HEALTH, b"GET /healthz HTTP/1.1\r\n", b"host: x\r\n", b"\r\n",
+        b"content-length: 10\r\n", b"content-length: 0\r\n", b"transfer-encoding: chunked\r\n", b"upgrade: h2c\r\n",
+        b"connection: close\r\n", b"connection: keep-alive\r\n", b"expect: 100-continue\r\n", b"0\r\n\r\n",
+        b"5\r\nhello\r\n", b"{}", BODY, b"content-length: %d\r\n\r\n" % len(BODY), b"\x00", b"\xff\xfe", b" ",
+        b"HTTP/1.0\r\n", b"\r\n\r\n",
     ]
 )  # fmt: skip
 

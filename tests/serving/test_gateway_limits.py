@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import os
 import resource
 from collections.abc import Iterator
 from pathlib import Path
@@ -173,9 +172,7 @@ def test_a_full_disk_is_handled_as_configured(tmp_path: Path, policy: Any) -> No
             client = await place.client()
             assert (await client.ask(chat())).status == 200
             await place.until(lambda: place.worker.context.log.backlog_bytes == 0)
-            size = sum(
-                (tmp_path / name).stat().st_size for name in os.listdir(tmp_path) if name.endswith(".seg")
-            )
+            size = sum(path.stat().st_size for path in tmp_path.glob("*.seg"))
             with file_size_limit(size + 10):
                 reply = await client.ask(chat())
                 health = await place.get("/healthz")

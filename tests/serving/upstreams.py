@@ -1,11 +1,12 @@
 """A real small server that speaks the OpenAI protocol, and misbehaves on request.
 
 What it does with a request is said by the request's own field ``mock`` (the gateway passes unknown fields on), or by
-``Upstream.always``, which is laid over it. Fields: ``delay`` seconds before the answer, ``status``, ``text`` to answer,
-``chunks`` of a stream, ``gap`` seconds between them, ``cut`` the connection (``at once``, ``in head``, ``in body``),
-``garbage`` (``http``, ``json``, ``event``, ``first event``, ``html``), ``framing`` (``chunked``, ``length``, ``close``), ``close`` the
-connection after the answer, ``usage`` false, ``done`` false, ``crlf``, ``pieces`` bytes a write, ``raw`` JSON, ``times`` the text is
-repeated, ``junk`` behind the answer (``at once``, ``later``), ``headers`` lines.
+``Upstream.always``, which is laid over it. Fields: ``delay`` seconds before the answer, ``status``, ``text`` to answer
+and how many ``times``, ``chunks`` of a stream, ``gap`` seconds between them, ``cut`` the connection (``at once``,
+``in head``, ``in body``), ``garbage`` (``http``, ``json``, ``event``, ``first event``, ``html``), ``framing``
+(``chunked``, ``length``, ``close``), ``close`` the connection after the answer, ``usage`` false, ``done`` false,
+``crlf``, ``pieces`` bytes a write, ``raw`` JSON, ``junk`` behind the answer (``at once``, ``later``), ``headers`` lines,
+``error event``.
 """
 
 from __future__ import annotations
