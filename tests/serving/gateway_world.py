@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import asynccontextmanager
+import queue
+import threading
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -238,6 +240,37 @@ async def world(
         await worker.stop()
         for up in ups.values():
             await up.stop()
+
+
+@contextmanager
+def threaded_world(folder: Path, **options: Any) -> Iterator[World]:
+    """A world in a thread of its own, for tests that speak to it from plain code."""
+    ready: queue.Queue[World | BaseException] = queue.Queue()
+    done = threading.Event()
+
+    async def serve() -> None:
+        async with world(folder, **options) as place:
+            ready.put(place)
+            while not done.is_set():
+                await asyncio.sleep(0.01)
+
+    def work() -> None:
+        try:
+            run(serve, seconds=600)
+        except BaseException as error:
+            ready.put(error)
+            raise
+
+    thread = threading.Thread(target=work)
+    thread.start()
+    try:
+        place = ready.get(timeout=30)
+        if isinstance(place, BaseException):
+            raise place
+        yield place
+    finally:
+        done.set()
+        thread.join()
 
 
 def read_rows(folder: Path) -> list[dict[str, Any]]:

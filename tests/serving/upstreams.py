@@ -1,10 +1,12 @@
 """A real small server that speaks the OpenAI protocol, and misbehaves on request.
 
 What it does with a request is said by the request's own field ``mock`` (the gateway passes unknown fields on), or by
-``Upstream.always``, which is laid over it. Fields: ``delay`` seconds before the answer, ``status``, ``text`` to answer,
-``chunks`` of a stream, ``gap`` seconds between them, ``cut`` the connection (``at once``, ``in head``, ``in body``),
-``garbage`` (``http``, ``json``, ``event``, ``html``), ``framing`` (``chunked``, ``length``, ``close``), ``close`` the
-connection after the answer, ``usage`` false, ``done`` false, ``crlf``, ``pieces`` bytes a write, ``raw`` JSON.
+``Upstream.always``, which is laid over it. Fields: ``delay`` seconds before the answer, ``status``, ``text`` to answer
+and how many ``times``, ``chunks`` of a stream, ``gap`` seconds between them, ``cut`` the connection (``at once``,
+``in head``, ``in body``), ``garbage`` (``http``, ``json``, ``event``, ``first event``, ``html``), ``framing``
+(``chunked``, ``length``, ``close``), ``close`` the connection after the answer, ``usage`` false, ``done`` false,
+``crlf``, ``pieces`` bytes a write, ``raw`` JSON, ``junk`` behind the answer (``at once``, ``later``), ``headers`` lines,
+``error event``.
 """
 
 from __future__ import annotations
@@ -113,7 +115,7 @@ class Upstream:
         return not how.get("close") and how.get("framing") != "close"
 
     def _text(self, body: dict[str, Any], how: dict[str, Any]) -> str:
-        return str(how.get("text", f"{self.name} says {body['model']}"))
+        return str(how.get("text", f"{self.name} says {body['model']}")) * int(how.get("times", 1))
 
     def _usage(self, how: dict[str, Any]) -> dict[str, Any] | None:
         if how.get("usage") is False:
@@ -193,6 +195,8 @@ class Upstream:
         lines = [json.dumps(event) for event in events]
         if how.get("garbage") == "event":
             lines.insert(2, "{no json")
+        if how.get("garbage") == "first event":
+            lines.insert(0, "{no json")
         if how.get("error event"):
             lines.insert(2, json.dumps({"error": {"message": "broke", "code": 500}}))
         return lines if how.get("done") is False else [*lines, "[DONE]"]
@@ -252,14 +256,18 @@ class Upstream:
             await asyncio.sleep(0.02)
             writer.transport.abort()
             return
+        junk = b"HTTP/1.1 200 OK\r\ncontent-length: 2\r\n\r\n{}"
+        if how.get("junk") == "at once":
+            body += junk
         for part in _parts(body, how.get("pieces")):
             writer.write(b"%x\r\n%b\r\n" % (len(part), part) if framing == "chunked" else part)
             await writer.drain()
             await asyncio.sleep(how.get("gap", 0))
         if framing == "chunked":
             writer.write(b"0\r\n\r\n")
-        if how.get("junk"):
-            writer.write(b"HTTP/1.1 200 OK\r\ncontent-length: 2\r\n\r\n{}")
+        if how.get("junk") == "later":
+            await asyncio.sleep(0.001)
+            writer.write(junk)
         await writer.drain()
 
 

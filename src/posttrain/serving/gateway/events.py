@@ -175,9 +175,8 @@ class EventReader:
         if b"\r" in data:  # white space outside of JSON text, escaped inside
             data = data.replace(b"\r\n", b"\n")
         end = data.rfind(b"\n\n") + 2
-        if end != len(data):
-            if end == 1:
-                end = 0
+        if end < 2 or end != len(data):
+            end = 0 if end < 2 else end
             self._rest = data[end:]
             if len(self._rest) > _MAX_EVENT:
                 raise BadAnswer("one of its events is too long")

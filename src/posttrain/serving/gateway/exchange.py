@@ -369,6 +369,8 @@ class Exchange(Call):
         if self._handle is not None:
             self._handle.pool.withdraw(self)
             self._handle.breaker.failed(time.monotonic())
+        if self.carrier is not None:
+            self.carrier.distrust()
         self._failed(replies.bad_upstream(str(error)))
 
     def _failed(self, error: ApiError) -> None:

@@ -98,6 +98,11 @@ class ServerDoor:
         self.refused = 0
         """Connections closed at once, because there were too many."""
 
+    @property
+    def is_done(self) -> bool:
+        """Whether every answer is sent."""
+        return all(connection.is_done for connection in self.connections)
+
     def connect(self) -> ServerConnection:
         """A protocol for the next connection."""
         return ServerConnection(self)
@@ -216,12 +221,7 @@ class ServerConnection(asyncio.Protocol):
         if self._in_head or not self._in_message:
             # Counted before the parser has it: it hands over a header only when that is whole.
             self._head_bytes += len(data)
-        try:
-            self._parser.feed_data(data)
-        except httptools.HttpParserUpgrade:
-            pass  # answered as if it had not asked, and closed: it is in the queue
-        except httptools.HttpParserError as error:
-            self._fault(replies.bad_request_line(str(error)[:100]))
+        self._feed(data)
         if self._in_head and self._head_bytes > self.door.limits.max_header_bytes:
             self._fault(replies.headers_too_large())
         if self._queue and self._current is None:
@@ -229,6 +229,33 @@ class ServerConnection(asyncio.Protocol):
         if len(self._queue) >= _KEEP_READING and not self._paused:
             self._paused = True
             self.transport.pause_reading()
+
+    def _feed(self, data: bytes) -> None:
+        try:
+            self._parser.feed_data(data)
+        except httptools.HttpParserUpgrade as upgrade:
+            self._ignore_upgrade(data[upgrade.args[0] :])
+        except httptools.HttpParserError as error:
+            self._fault(replies.bad_request_line(str(error)[:100]))
+
+    def _ignore_upgrade(self, rest: bytes) -> None:
+        """Read a request that would like another protocol as if it had not asked: the parser stops before its body."""
+        request = self._reading
+        if request.method == b"CONNECT":
+            self._fault(replies.bad_request_line("CONNECT is not spoken here"))
+            return
+        last = (
+            b"connection: close\r\n" if b"close" in request.headers.get(b"connection", b"").lower() else b""
+        )
+        kept = b"".join(
+            b"%b: %b\r\n" % item
+            for item in request.headers.items()
+            if item[0] not in (b"connection", b"upgrade")
+        )
+        head = b"%b %b HTTP/1.1\r\n%b%b\r\n" % (request.method, self._url, kept, last)
+        self._parser = httptools.HttpRequestParser(self)
+        self._reading = Request()
+        self._feed(head + rest)
 
     # -- the parser's side ------------------------------------------------------------------------
 
@@ -261,8 +288,10 @@ class ServerConnection(asyncio.Protocol):
             return
         request, parser, limits = self._reading, self._parser, self.door.limits
         request.method = parser.get_method()
+        if parser.should_upgrade():
+            return
         request.path = self._url.partition(b"?")[0]
-        request.keep_alive = parser.should_keep_alive() and not parser.should_upgrade()
+        request.keep_alive = parser.should_keep_alive()
         version = parser.get_http_version()
         headers = request.headers
         if version != "1.1":
@@ -313,7 +342,7 @@ class ServerConnection(asyncio.Protocol):
 
     def on_message_complete(self) -> None:
         """The request is whole."""
-        if self._no_input:
+        if self._no_input or self._parser.should_upgrade():
             return
         request, chunks = self._reading, self._chunks
         if chunks:
@@ -375,6 +404,11 @@ class ServerConnection(asyncio.Protocol):
         else:
             self.transport.write(b"0\r\n\r\n")
         self._answered(request)
+
+    @property
+    def is_done(self) -> bool:
+        """Everything is answered and sent; only the client has not closed yet."""
+        return self._lingering and not self.transport.get_write_buffer_size()
 
     def is_answering(self, request: Request) -> bool:
         """Whether this request still waits for its answer."""

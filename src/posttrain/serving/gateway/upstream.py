@@ -39,13 +39,15 @@ _IDLE_SECONDS = 60.0
 class Call:
     """A request to an upstream and whoever waits for its answer."""
 
-    __slots__ = ("call_deadline", "connection", "is_repeat", "payload")
+    __slots__ = ("call_deadline", "carrier", "connection", "is_repeat", "payload")
 
     def __init__(self) -> None:
         self.payload = b""
         """The whole request as bytes."""
         self.connection: UpstreamConnection | None = None
         """Where it is under way."""
+        self.carrier: UpstreamConnection | None = None
+        """Where its answer came from; it may carry another call by now."""
         self.call_deadline = _never
         """When the answer must have begun."""
         self.is_repeat = False
@@ -80,6 +82,7 @@ class UpstreamConnection(asyncio.Protocol):
         "_parser",
         "_paused",
         "_skip",
+        "_stays",
         "_used",
         "call",
         "deadline",
@@ -106,12 +109,13 @@ class UpstreamConnection(asyncio.Protocol):
         """Whether it has carried an answer before."""
         self._framed = False
         self._skip = False
+        self._stays = False
         self._paused = False
 
     def send(self, call: Call) -> None:
         """Begin a call here."""
         self.call = call
-        call.connection = self
+        call.connection = call.carrier = self
         self._begun = self._complete = False
         self.deadline = call.call_deadline
         self.transport.write(call.payload)
@@ -132,6 +136,13 @@ class UpstreamConnection(asyncio.Protocol):
         """Close without telling the call."""
         self.call = None
         self.transport.abort()
+
+    def distrust(self) -> None:
+        """What came here was no answer, so what comes next may not be the next call's either."""
+        if self.call is not None:
+            self.fail("cut")
+        else:
+            self.transport.abort()
 
     # -- the transport's side ---------------------------------------------------------------------
 
@@ -210,15 +221,17 @@ class UpstreamConnection(asyncio.Protocol):
 
     def on_message_complete(self) -> None:
         """The answer is whole."""
-        self._complete = not self._skip
+        if not self._skip and not self._complete:
+            self._complete = True
+            # Asked here: the parser forgets it when the callback is over.
+            self._stays = self._parser.should_keep_alive()
 
     def _finish(self) -> None:
         # Only now, when all that was read has been looked at, may another call have this connection.
         call, self.call = self.call, None
         self._used = True
         self.deadline = _never
-        clean = self._framed and not self._dirty and not self._paused
-        self.pool.give_back(self, stays=clean and self._parser.should_keep_alive())
+        self.pool.give_back(self, stays=self._stays and self._framed and not self._dirty and not self._paused)
         if call is not None:
             call.connection = None
             call.upstream_ends()

@@ -150,7 +150,7 @@ class Worker:
         self._door.drain()
         context = self._context
         context.shadow.stop()
-        while (self._door.connections or context.shadow.active) and time.monotonic() < until:
+        while time.monotonic() < until and (context.shadow.active or not self._door.is_done):
             await asyncio.sleep(0.01)
         context.shadow.abort()
         for connection in list(self._door.connections):
