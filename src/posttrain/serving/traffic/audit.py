@@ -125,6 +125,7 @@ def reconcile(folder: Path, index: TrafficIndex) -> list[OwnerCount]:
     removals = Removals.load(folder)
     began: dict[str, set[str]] = {}
     ended: dict[str, set[str]] = {}
+    known: dict[str, set[str]] = {}
     writers: dict[str, set[str]] = {}
     for name in look_at(folder).names:
         header = read_header(folder / str(name))
@@ -141,12 +142,13 @@ def reconcile(folder: Path, index: TrafficIndex) -> list[OwnerCount]:
             entry = entry_of(value, crc32(row.payload), "")
             if entry is None or entry.table is not REQUESTS or not removals.keeps(entry):
                 continue
+            known.setdefault(name.owner, set()).add(entry.id)
             if value["kind"] == "begin":
                 began[name.owner].add(entry.id)
             elif value["kind"] == "end":
                 ended[name.owner].add(entry.id)
     with index.database.reading() as connection:
-        found = connection.exec_driver_sql('SELECT id, "rank", finish, writer, lane FROM requests').all()
+        found = connection.exec_driver_sql('SELECT id, "rank", finish, writer FROM requests').all()
     rank = {row[0]: row[1] for row in found}
     lost = {row[0] for row in found if row[2] == "lost"}
     cursors = index.cursors()
@@ -160,8 +162,7 @@ def reconcile(folder: Path, index: TrafficIndex) -> list[OwnerCount]:
             if not (folder / cursor.segment).exists() or cursor.archived
         }
         here = writers[owner] - moved
-        known = accepted | ended[owner]
-        extra = {row[0] for row in found if row[3] in here and row[4] != "shadow" and row[0] not in known}
+        extra = {row[0] for row in found if row[3] in here} - known.get(owner, set())
         counted.append(
             OwnerCount(
                 owner,

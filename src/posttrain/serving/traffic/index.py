@@ -124,6 +124,9 @@ class Batch:
     """By table and id: rows of one id are one before they reach the database."""
     cursors: dict[str, tuple[Cursor | None, Cursor]] = field(default_factory=dict)
     """By segment: where it must stand in the index now, and where it will."""
+    rows: int = 0
+    """Records behind the entries."""
+    size_bytes: int = 0
 
     def add(self, entry: Entry) -> None:
         """Put a row in."""

@@ -68,14 +68,14 @@ class Indexer:
         self._cursors = index.cursors()
         self._removals = RemovalsFile(folder)
         self._writers: dict[SegmentName, str] = {}
-        self._done = Indexed()
+        self._done, self._batch = Indexed(), Batch()
         self._restored = False
         self._concluded: frozenset[str] | None = None
         """Writers that may have been alive when lost requests were last looked for, unless rows came since."""
 
     def poll(self, should_stop: Callable[[], bool] = lambda: False) -> Indexed:
         """Read everything that is there now. Raises StoreError, TrafficLogError; what was put in before stays."""
-        self._done = Indexed()
+        self._done, self._batch = Indexed(), Batch()
         try:
             if not self._restored:
                 rows = restore(self.folder, self.index, lambda: self._removals.now().keeps)
@@ -84,55 +84,58 @@ class Indexer:
             for name in look.names:
                 cursor = self._cursors.get(str(name))
                 if cursor is None or not cursor.finished:
-                    self._follow(name, should_stop, final=name in look.final)
+                    self._follow(name, final=name in look.final)
                 if should_stop():
-                    return self._done
-            self._conclude(look)
+                    break
+            self._put()
+            if not should_stop():
+                self._conclude(look)
         except Overtaken:
             _log.warning("traffic log: another indexer writes the same index")
             self._cursors = self.index.cursors()
         return self._done
 
-    def _follow(self, name: SegmentName, should_stop: Callable[[], bool], *, final: bool) -> None:
-        """Read one segment to its present end, batch by batch."""
+    def _follow(self, name: SegmentName, *, final: bool) -> None:
+        """Read one segment to its present end."""
         path = self.folder / str(name)
         start = self._cursors.get(str(name)) or Cursor(str(name), name.owner, name.sequence, "")
         try:
-            start = replace(start, writer=self._writer(name))
+            progress = _Progress(replace(start, writer=self._writer(name)))
             reader = read_segment(path, start.offset)
-            batch = _Gathering(start)
             for row in reader:
-                batch.take(row.payload)
-                if batch.rows >= self.batch_rows or batch.bytes >= _BATCH_BYTES:
-                    batch = _Gathering(self._put(batch, batch.cursor(reader)))
-                    if should_stop():
-                        return
-            cursor = batch.cursor(reader)
+                progress.take(row.payload, self._batch)
+                if self._batch.rows >= self.batch_rows or self._batch.size_bytes >= _BATCH_BYTES:
+                    self._batch.move(self._cursors.get(str(name)), progress.cursor(reader))
+                    self._put()
+                    progress = _Progress(self._cursors[str(name)])
+            cursor = progress.cursor(reader)
             if reader.seal is not None or final:
                 torn = 0 if reader.torn_at is None else path.stat().st_size - reader.torn_at
                 cursor = replace(cursor, finished=True, torn_bytes=torn)
         except FileNotFoundError:
             return  # moved to the history or removed since it was listed
         if cursor != self._cursors.get(str(name)):
-            self._put(batch, cursor)
+            self._batch.move(self._cursors.get(str(name)), cursor)
 
-    def _put(self, gathered: _Gathering, after: Cursor) -> Cursor:
-        before = self._cursors.get(after.segment)
-        gathered.batch.move(before, after)
+    def _put(self) -> None:
+        """One transaction with what was gathered, of however many segments."""
+        batch, self._batch = self._batch, Batch()
+        if not batch.cursors:
+            return
         # Looked up under the database's lock: what is erased after that is erased from the index, too.
-        self.index.put(gathered.batch, allowed=lambda: self._removals.now().keeps)
-        self._cursors[after.segment] = after
-        if gathered.rows:
+        self.index.put(batch, allowed=lambda: self._removals.now().keeps)
+        if batch.rows:
             self._concluded = None
-        start, done = gathered.start, self._done
-        self._done = replace(
-            done,
-            rows=done.rows + gathered.rows,
-            bad_rows=done.bad_rows + after.bad_rows - start.bad_rows,
-            corrupt_bytes=done.corrupt_bytes + after.corrupt_bytes - start.corrupt_bytes,
-            torn_bytes=done.torn_bytes + after.torn_bytes - start.torn_bytes,
-        )
-        return after
+        for before, after in batch.cursors.values():
+            self._cursors[after.segment] = after
+            self._done = Indexed(
+                rows=self._done.rows + after.rows - (before.rows if before else 0),
+                bad_rows=self._done.bad_rows + after.bad_rows - (before.bad_rows if before else 0),
+                corrupt_bytes=self._done.corrupt_bytes
+                + after.corrupt_bytes
+                - (before.corrupt_bytes if before else 0),
+                torn_bytes=self._done.torn_bytes + after.torn_bytes,
+            )
 
     def _writer(self, name: SegmentName) -> str:
         """Who wrote a segment. Where the header is damaged, or not written yet, the segment counts as its own."""
@@ -156,47 +159,46 @@ class Indexer:
         self._concluded = living
 
 
-class _Gathering:
-    """Rows of one segment on their way into one transaction."""
+class _Progress:
+    """How far one segment was read since its cursor was put in."""
 
     def __init__(self, start: Cursor) -> None:
-        self.start = start
-        self.batch = Batch()
-        self.rows = 0
-        self.bytes = 0
+        self._start = start
+        self._rows = 0
         self._accepted = 0
         self._bad = 0
         self._first = start.first_ms
         self._last = start.last_ms
 
-    def take(self, payload: bytes) -> None:
+    def take(self, payload: bytes, batch: Batch) -> None:
         """One record."""
-        self.rows += 1
-        self.bytes += len(payload)
+        self._rows += 1
+        batch.rows += 1
+        batch.size_bytes += len(payload)
         try:
             row = loads(payload)
         except ValueError:
             row = None
-        entry = entry_of(row, crc32(payload), self.start.writer)
+        entry = entry_of(row, crc32(payload), self._start.writer)
         if entry is None:
             self._bad += row != {}  # an erased row is an empty object
             return
-        self.batch.add(entry)
+        batch.add(entry)
         self._accepted += row["kind"] == "begin"
-        at_ms = row.get("at_ms")
-        if isinstance(at_ms, int):
+        at_ms = entry.values.get("at_ms")
+        if at_ms is not None:
             self._first = at_ms if self._first is None or at_ms < self._first else self._first
             self._last = at_ms if self._last is None or at_ms > self._last else self._last
 
     def cursor(self, reader: SegmentReader) -> Cursor:
         """Where the segment's cursor stands after these rows."""
-        start = self.start
+        start = self._start
         corrupt = sum(item.end - item.start for item in reader.corrupt if item.start >= start.offset)
         return replace(
             start,
             offset=reader.offset,
             accepted=start.accepted + self._accepted,
-            rows=start.rows + self.rows,
+            rows=start.rows + self._rows,
             bad_rows=start.bad_rows + self._bad,
             corrupt_bytes=start.corrupt_bytes + corrupt,
             first_ms=self._first,
