@@ -16,7 +16,7 @@ from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Annotated, Any, ClassVar, Literal, NamedTuple, Self, TypeAlias
 
-from pydantic import AfterValidator, Field, field_validator, model_validator
+from pydantic import AfterValidator, Field, model_validator
 
 from posttrain.core.canonical import canonical_json, digest_json
 from posttrain.core.documents import Digest, Document, Record
@@ -59,13 +59,49 @@ _COMMIT = re.compile(r"[0-9a-f]{7,64}")
 
 
 def _named(value: str) -> str:
-    if not value.strip() or "\n" in value or value != value.strip():
-        raise ValueError(f"{value!r} is no name: write one line without spaces around it")
+    if not value or value != value.strip() or not value.isprintable():
+        raise ValueError(f"{value!r} is no name: write one line of printable text without spaces around it")
     return value
 
 
+def _release_name(value: str) -> str:
+    if not _NAME.fullmatch(value):
+        raise ValueError(f"{value!r} is no release name: letters, digits and . _ + -, at most 64")
+    if value in RESERVED_NAMES:
+        raise ValueError(f"{value!r} cannot name a release: commands understand it as something else")
+    return value
+
+
+def _sampling(value: Mapping[str, Any]) -> Mapping[str, Any]:
+    for key in value:
+        if key not in SAMPLING_KEYS:
+            raise ValueError(f"{key!r} is no sampling setting; {did_you_mean(key, SAMPLING_KEYS)}")
+    canonical_json(dict(value))
+    _at_least("temperature", value, 0)
+    _at_least("top_k", value, -1)
+    for key in ("top_p", "min_p"):
+        _at_least(key, value, 0)
+        if value.get(key, 0) > 1:
+            raise ValueError(f"{key} is {value[key]}, a share of at most 1")
+    for key in ("max_tokens", "max_completion_tokens"):
+        _at_least(key, value, 1)
+    return value
+
+
+def _at_least(key: str, value: Mapping[str, Any], least: float) -> None:
+    given = value.get(key, least)
+    if isinstance(given, bool) or not isinstance(given, int | float):
+        raise ValueError(f"{key} is {given!r}, not a number")
+    if given < least:
+        raise ValueError(f"{key} is {given}, at least {least} is meant")
+
+
 Name: TypeAlias = Annotated[str, AfterValidator(_named)]
-"""One line of text."""
+"""One line of printable text."""
+ReleaseName: TypeAlias = Annotated[str, AfterValidator(_release_name)]
+"""A name that a ref can hold and no command takes for something else."""
+Sampling: TypeAlias = Annotated[Mapping[str, Any], AfterValidator(_sampling)]
+"""Sampling settings, by the names that OpenAI-compatible servers know."""
 
 
 class ArtifactPiece(Record):
@@ -244,7 +280,7 @@ class ReleaseManifest(Document):
 
     record_kind: ClassVar[str] = "release"
 
-    name: str
+    name: ReleaseName
     """For people, never used twice: ``v1.3``."""
     base: Piece
     """The base weights."""
@@ -256,7 +292,7 @@ class ReleaseManifest(Document):
     """The template that turns messages into a prompt."""
     input_processing: Piece | None = None
     """What happens to a request before the template: system prompt, normalisation, retrieval."""
-    sampling: Mapping[str, Any] = Field(default_factory=dict)
+    sampling: Sampling = Field(default_factory=dict)
     """What a request that does not say otherwise is given: `temperature`, `top_p`…"""
     reward_models: Mapping[Name, Piece] = Field(default_factory=dict)
     """The learned scorers it was trained or judged with."""
@@ -284,32 +320,6 @@ class ReleaseManifest(Document):
     """What the traffic looked like that it was made for."""
     parent: Digest | None = None
     """The release that it follows."""
-
-    @field_validator("name")
-    @classmethod
-    def _name(cls, value: str) -> str:
-        if not _NAME.fullmatch(value):
-            raise ValueError(f"{value!r} is no release name: letters, digits and . _ + -, at most 64")
-        if value in RESERVED_NAMES:
-            raise ValueError(f"{value!r} cannot name a release: commands understand it as something else")
-        return value
-
-    @field_validator("sampling")
-    @classmethod
-    def _sampling(cls, value: Mapping[str, Any]) -> Mapping[str, Any]:
-        for key in value:
-            if key not in SAMPLING_KEYS:
-                raise ValueError(f"{key!r} is no sampling setting; {did_you_mean(key, SAMPLING_KEYS)}")
-        canonical_json(dict(value))
-        _at_least("temperature", value, 0)
-        _at_least("top_k", value, -1)
-        for key in ("top_p", "min_p"):
-            _at_least(key, value, 0)
-            if value.get(key, 0) > 1:
-                raise ValueError(f"{key} is {value[key]}, a share of at most 1")
-        for key in ("max_tokens", "max_completion_tokens"):
-            _at_least(key, value, 1)
-        return value
 
     @model_validator(mode="after")
     def _check(self) -> Self:
@@ -365,14 +375,6 @@ def lineage(manifest: ReleaseManifest) -> dict[str, str]:
 def is_served(field: str) -> bool:
     """Whether the piece at ``field`` is loaded to answer a request."""
     return field.partition(".")[0] in SERVED
-
-
-def _at_least(key: str, value: Mapping[str, Any], least: float) -> None:
-    given = value.get(key, least)
-    if isinstance(given, bool) or not isinstance(given, int | float):
-        raise ValueError(f"{key} is {given!r}, not a number")
-    if given < least:
-        raise ValueError(f"{key} is {given}, at least {least} is meant")
 
 
 def _unique(what: str, names: Iterable[str]) -> None:

@@ -26,7 +26,7 @@ from typing import Any, Self, TypeAlias, get_args
 from pydantic import BaseModel, Field, ValidationError, model_validator
 from pydantic_core import ErrorDetails
 
-from posttrain.artifacts.releases.records import Name, RollbackPolicy, SloPolicy
+from posttrain.artifacts.releases.records import Name, ReleaseName, RollbackPolicy, Sampling, SloPolicy
 from posttrain.core.documents import Record
 from posttrain.core.errors import ConfigError
 from posttrain.core.suggest import did_you_mean
@@ -82,7 +82,7 @@ class ResultSpec(Record):
 class ReleaseSpec(Record):
     """A release as a person writes it. What is left out is looked up (see ``create``)."""
 
-    name: str
+    name: ReleaseName
     """For people, never used twice: ``v1.3``."""
     model: PieceSpec
     """The base weights."""
@@ -93,7 +93,7 @@ class ReleaseSpec(Record):
     chat_template: PieceSpec | None = None
     """Left out: that of the model's artifact."""
     input_processing: PieceSpec | None = None
-    sampling: Mapping[str, Any] = Field(default_factory=dict)
+    sampling: Sampling = Field(default_factory=dict)
     reward_models: Mapping[Name, PieceSpec] | None = None
     """Left out: the reward models in the model's lineage."""
     verifiers: Mapping[Name, PieceSpec] = Field(default_factory=dict)
@@ -178,7 +178,7 @@ def _weight(detail: ErrorDetails) -> tuple[int, int]:
 
 
 def _explained(detail: ErrorDetails, origin: str) -> ConfigError:
-    location = [part for part in detail["loc"] if part not in _MEMBERS]
+    location = [part for part in detail["loc"] if not _is_member(part)]
     path = ".".join(map(str, location))
     if detail["type"] == "extra_forbidden":
         return ConfigError(
@@ -189,6 +189,12 @@ def _explained(detail: ErrorDetails, origin: str) -> ConfigError:
         return ConfigError(f"{origin}: {path}: this key is required", hint="add it")
     if detail["type"] == "value_error":
         return ConfigError(f"{origin}: {path or 'release'}: {detail['ctx']['error']}")
+    if detail["type"] in ("model_type", "model_attributes_type", "dict_type", "mapping_type"):
+        known = ", ".join(_keys_at(detail["loc"]))
+        return ConfigError(
+            f"{origin}: {path}: expected a mapping of named fields, given {_given(detail['input'])}",
+            hint=f"its fields: {known}" if known else None,
+        )
     hint = "quote it: versions are text" if detail["type"] == "string_type" else None
     return ConfigError(
         f"{origin}: {path}: {detail['msg'][:1].lower()}{detail['msg'][1:]}, given {_given(detail['input'])}",
@@ -196,8 +202,9 @@ def _explained(detail: ErrorDetails, origin: str) -> ConfigError:
     )
 
 
-_MEMBERS = ("str", "PieceMapping", "ResultSpec")
-"""What pydantic adds to a place to say which member of a union it means."""
+def _is_member(part: int | str) -> bool:
+    """Whether pydantic added this part of a place to say which member of a union it means."""
+    return part in ("str", "PieceMapping", "ResultSpec") or (isinstance(part, str) and "[" in part)
 
 
 def _keys_at(location: tuple[int | str, ...]) -> list[str]:
