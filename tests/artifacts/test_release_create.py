@@ -293,7 +293,7 @@ def test_a_wrong_spec_says_what_to_change(tmp_path: Path, text: str, says: str, 
 
 
 def test_an_external_piece_that_is_not_pinned_is_refused(home: Home) -> None:
-    with pytest.raises(ConfigError, match="base: .*a branch or a tag moves"):
+    with pytest.raises(ConfigError, match=r"base: .*a branch or a tag moves"):
         create_release(home, {"name": "v1", "model": {"hub": "org/model@main"}})
 
 

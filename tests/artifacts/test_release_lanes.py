@@ -97,7 +97,7 @@ def test_the_way_back_is_refused_where_one_bit_of_the_weights_differs(home: Home
         ReleaseError, match=r"release v1\.2 is refused: base/model\.safetensors does not match"
     ):
         publish_release(home, "v1.2", "production", actor="control")
-    with pytest.raises(ReleaseError, match="base/model.safetensors"):
+    with pytest.raises(ReleaseError, match=r"base/model\.safetensors"):
         load_release(home, "v1.2")
     assert load_release(home, "production").manifest.name == "v1.3"
     last = home.registry.journal()[-1]

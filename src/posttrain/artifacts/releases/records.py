@@ -108,7 +108,9 @@ class ArtifactPiece(Record):
     """A whole artifact of the store."""
 
     by: Literal["artifact"] = "artifact"
+    """How the piece is named."""
     digest: Digest
+    """The artifact's."""
     kind: Name
     """``model``, ``dataset``, ``report``…; an artifact of another kind does not do."""
 
@@ -122,6 +124,7 @@ class FilesPiece(Record):
     """Some files of an artifact: a tokenizer inside a model, a YAML file inside the release itself."""
 
     by: Literal["files"] = "files"
+    """How the piece is named."""
     artifact: Digest | None = None
     """The artifact that holds them; None: the release."""
     files: Mapping[str, Digest] = Field(min_length=1)
@@ -138,10 +141,12 @@ class ExternalPiece(Record):
     """Something outside the store. It is named exactly, and cannot be verified here."""
 
     by: Literal["external"] = "external"
+    """How the piece is named."""
     system: ExternalSystem
     """``hub``: NAME@COMMIT of a model hub; ``git``: a commit, or URL@COMMIT; ``api``: NAME@VERSION of a service;
     ``package``: NAME==VERSION; ``version``: a version label; ``label``: a name taken over from elsewhere."""
     reference: Name
+    """Name and version, as the system writes them."""
 
     @property
     def identity(self) -> str:
@@ -171,7 +176,9 @@ class Adapter(Record):
     """Weights that are added to the base."""
 
     name: Name
+    """Unique in the release."""
     piece: Piece
+    """Where it is."""
 
 
 class Code(Record):
@@ -189,6 +196,7 @@ class Result(Record):
     """What was measured."""
 
     report: Piece
+    """The whole of it."""
     headline: Mapping[Name, float] = Field(default_factory=dict)
     """The figures to remember, for people and for ``diff``; the report is the truth."""
 
@@ -197,6 +205,7 @@ class GateDecision(Record):
     """What the gate said about this candidate."""
 
     piece: Piece
+    """The decision's artifact or file."""
     outcome: Name
     """``GO``, ``NO-GO``, ``INCONCLUSIVE``, ``ERROR`` or ``INVALID``."""
 
@@ -209,7 +218,9 @@ class Limit(Record):
     slice: Name | None = None
     """None: all traffic."""
     at_most: float | None = None
+    """The value may reach this."""
     at_least: float | None = None
+    """The value may fall to this."""
 
     @model_validator(mode="after")
     def _bounds(self) -> Self:
@@ -224,6 +235,7 @@ class SloPolicy(Record):
     """What the service promises while this release answers."""
 
     objectives: tuple[Limit, ...] = Field(min_length=1)
+    """What is promised, one limit for each metric and slice."""
     window_seconds: int = Field(3600, ge=1)
     """Over which each is measured."""
 
@@ -237,17 +249,24 @@ class Trigger(Record):
     """What makes a release go back by itself; agreed before it takes traffic."""
 
     name: Name
+    """What the journal calls it."""
     kind: TriggerKind
     """``hard_trip``: an incident, one is enough; ``anytime_valid``: a sequential test against production;
     ``health``: the experiment itself is broken (no data, wrong split)."""
     metric: Name
+    """What is watched."""
     slice: Name | None = None
+    """None: all traffic."""
     above: float | None = None
+    """It fires above this value…"""
     below: float | None = None
+    """…or below this; one of the two."""
     window_seconds: int = Field(300, ge=1)
+    """Over which the metric is taken."""
     min_requests: int = Field(0, ge=0)
     """Fewer than this say nothing."""
     action: TriggerAction = "rollback"
+    """``rollback``, ``hold`` (no more traffic than now) or ``alert``."""
 
     @model_validator(mode="after")
     def _one_side(self) -> Self:
@@ -262,7 +281,9 @@ class RollbackPolicy(Record):
     limits: tuple[Limit, ...] = ()
     """One that is broken over ``limit_window_seconds`` is a reason to go back."""
     limit_window_seconds: int = Field(300, ge=1)
+    """Over which limits are taken."""
     triggers: tuple[Trigger, ...] = ()
+    """What makes it go back by itself."""
     to: Name = "previous"
     """``previous``: what held the lane before; or the name of a release."""
 

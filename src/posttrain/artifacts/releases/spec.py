@@ -42,10 +42,15 @@ class PieceMapping(Record):
     files: tuple[str, ...] | None = Field(None, min_length=1)
     """Several files, copied into the release."""
     hub: str | None = None
+    """``NAME@COMMIT`` of a model hub."""
     git: str | None = None
+    """A commit, or ``URL@COMMIT``."""
     api: str | None = None
+    """``NAME@VERSION`` of a service."""
     package: str | None = None
+    """``NAME==VERSION``."""
     version: str | None = None
+    """A version label."""
 
     @model_validator(mode="after")
     def _one(self) -> Self:
@@ -61,22 +66,29 @@ class AdapterSpec(Record):
     """An adapter."""
 
     name: Name
+    """Unique in the release."""
     piece: PieceSpec
+    """Where it is."""
 
 
 class CodeSpec(Record):
     """The code, where the repository around the spec file is not it."""
 
     commit: Name | None = None
+    """Of the code that made the model."""
     dirty: bool | None = None
+    """Whether files differed from it."""
     posttrain: Name | None = None
+    """Version of posttrain that made the model."""
 
 
 class ResultSpec(Record):
     """A report with the figures to remember; without ``headline`` they are looked up."""
 
     report: PieceSpec
+    """The whole report."""
     headline: Mapping[Name, float] | None = None
+    """Figures by name."""
 
 
 class ReleaseSpec(Record):
@@ -93,11 +105,15 @@ class ReleaseSpec(Record):
     chat_template: PieceSpec | None = None
     """Left out: that of the model's artifact."""
     input_processing: PieceSpec | None = None
+    """What happens to a request before the template."""
     sampling: Sampling = Field(default_factory=dict)
+    """What a request that does not say otherwise is given."""
     reward_models: Mapping[Name, PieceSpec] | None = None
     """Left out: the reward models in the model's lineage."""
     verifiers: Mapping[Name, PieceSpec] = Field(default_factory=dict)
+    """Name to version, or to a piece."""
     tools: Mapping[Name, PieceSpec] = Field(default_factory=dict)
+    """Name to version, or to a piece: fixtures by ``{file: PATH}``."""
     data: Mapping[Name, PieceSpec] | None = None
     """Left out: the datasets in the model's lineage."""
     configuration: Mapping[Name, PieceSpec] = Field(default_factory=dict)
@@ -109,9 +125,13 @@ class ReleaseSpec(Record):
     contract: PieceSpec | None = None
     """Left out: the contract that the decision was made under."""
     decision: PieceSpec | None = None
+    """What the gate said about this model."""
     slo: SloPolicy | None = None
+    """Service level objectives, named fields."""
     rollback: RollbackPolicy | None = None
+    """When to go back, named fields."""
     drift_profile: PieceSpec | None = None
+    """What the traffic looked like that it was made for."""
     parent: str | None = None
     """An earlier release, by name or digest."""
 
