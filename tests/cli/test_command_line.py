@@ -98,6 +98,7 @@ def test_help_loads_click_and_the_standard_library_only() -> None:
         "posttrain.cli.gate",
         "posttrain.cli.gc",
         "posttrain.cli.recipes",
+        "posttrain.cli.release",
         "posttrain.cli.run",
         "posttrain.cli.runs",
         "posttrain.cli.show",
@@ -114,7 +115,8 @@ def test_help_loads_click_and_the_standard_library_only() -> None:
 
 
 @pytest.mark.parametrize(
-    "name", ["run", "runs", "show", "recipes", "doctor", "verify", "gc", "gate", "suite", "evaluate"]
+    "name",
+    ["run", "runs", "show", "recipes", "doctor", "verify", "gc", "gate", "suite", "evaluate", "release"],
 )
 def test_help_of_a_command_loads_nothing_heavy(name: str) -> None:
     script = (

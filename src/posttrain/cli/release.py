@@ -13,7 +13,7 @@ from posttrain.cli._options import home_of, home_option, json_option, print_json
 
 if TYPE_CHECKING:
     from posttrain.artifacts.home import Home
-    from posttrain.artifacts.records import Artifact
+    from posttrain.artifacts.records import Artifact, Problem
     from posttrain.artifacts.releases.records import ReleaseManifest
 
 _PAIR = "NAME=VALUE"
@@ -250,9 +250,7 @@ def verify(
         click.echo(f"{problem.path}: {problem.what}")
     for line in external:
         click.echo(f"not verified here: {line}")
-    click.echo(
-        f"{digest}  " + (f"{len(problems)} problems" if problems else "every piece as it was released")
-    )
+    click.echo(f"{digest}  {_count(problems)}")
     return 1 if problems else 0
 
 
@@ -328,6 +326,12 @@ def export(reference: str, *, output: Path, home: Path | None) -> None:
     from posttrain.artifacts.releases.export import export_release
 
     click.echo(export_release(home_of(home), reference, output))
+
+
+def _count(problems: list[Problem]) -> str:
+    if not problems:
+        return "every piece as it was released"
+    return "1 problem" if len(problems) == 1 else f"{len(problems)} problems"
 
 
 def _manifest_of(reference: str, opened: Home) -> tuple[Artifact, ReleaseManifest]:

@@ -10,7 +10,9 @@ import re
 from collections.abc import Iterator, Mapping
 from typing import Any, Literal
 
-from posttrain.artifacts.releases.records import ReleaseManifest
+from pydantic import TypeAdapter
+
+from posttrain.artifacts.releases.records import ArtifactPiece, ExternalPiece, Piece, ReleaseManifest
 from posttrain.core.canonical import is_digest, short
 from posttrain.core.documents import Record
 
@@ -95,7 +97,8 @@ def _pair(before: Mapping[Any, Any], after: Mapping[Any, Any], key: Any, path: s
 
 
 def _leaves(value: Any, path: str) -> Iterator[tuple[str, Any]]:
-    if isinstance(value, Mapping) and value:
+    """The values below ``value``; a whole piece is one."""
+    if isinstance(value, Mapping) and value and "by" not in value:
         for key, below in value.items():
             yield from _leaves(below, _joined(path, key))
     elif isinstance(value, list) and value:
@@ -114,5 +117,9 @@ def _joined(path: str, key: str) -> str:
 def _shown(value: Any) -> str:
     if isinstance(value, str) and is_digest(value):
         return short(value)
+    if isinstance(value, Mapping) and "by" in value:
+        piece = TypeAdapter(Piece).validate_python(value)
+        kind = f"{piece.kind} " if isinstance(piece, ArtifactPiece) else ""
+        return kind + (piece.identity if isinstance(piece, ExternalPiece) else short(piece.identity))
     text = json.dumps(value, ensure_ascii=False)
     return text if len(text) <= _MAX_CHARACTERS else text[: _MAX_CHARACTERS - 1] + "…"

@@ -23,6 +23,7 @@ from posttrain.artifacts.releases.records import (
 )
 from posttrain.artifacts.releases.sources import VerificationCache
 from posttrain.artifacts.releases.verify import WARM, Check, external_pieces, refusal, verify_release
+from posttrain.core.atomic import remove_tree
 from posttrain.core.errors import StoreError
 
 
@@ -90,15 +91,14 @@ def load_release(
     artifact = find_release(home, digest)
     manifest = read_release(home, artifact)
     external = external_pieces(manifest)
-    unverified = [line for line in external if is_served(line)]
+    unverified = [line for line in external if is_served(line.partition(" ")[0])]
     if unverified and not allow_external:
         raise ReleaseError(
             f"release {manifest.name} is refused: {unverified[0]} is external and cannot be verified here",
             hint="import the model into the store and make a release of the artifact",
         )
-    loaded = _loaded(home, artifact, manifest, external)
-    _refuse_changed_views(home, artifact, manifest, Check(deep=deep, cache=cache or WARM))
-    return loaded
+    _renew_changed_views(home, artifact, manifest, Check(deep=deep, cache=cache or WARM))
+    return _loaded(home, artifact, manifest, external)
 
 
 def _bring(home: Home, digest: str) -> None:
@@ -162,19 +162,28 @@ def _common_folder(piece: FilesPiece) -> PurePosixPath:
     return PurePosixPath(*shared)
 
 
-def _refuse_changed_views(home: Home, release: Artifact, manifest: ReleaseManifest, check: Check) -> None:
+def _renew_changed_views(home: Home, release: Artifact, manifest: ReleaseManifest, check: Check) -> None:
     """A view holds the very files that were hashed, or copies of them where a file system has no hard links: hash
-    those. Raises ReleaseError."""
+    those, and make a view anew from the verified files where one differs. Raises ReleaseError where it still does."""
     for field, piece in pieces(manifest):
         if not is_served(field) or isinstance(piece, ExternalPiece):
             continue
         digest = piece.digest if isinstance(piece, ArtifactPiece) else piece.artifact
         artifact = release if digest is None else home.store.get(digest)
-        view = home.store.view(artifact)
-        for entry in artifact.files:
-            path = view / entry.path
-            if path.samefile(home.store.object_path(entry.digest)):
-                continue
-            if check.cache.digest_of(path, deep=check.deep) != entry.digest:
-                problem = Problem(artifact.digest, f"{field}/{entry.path}", "does not match its digest")
-                raise refusal(manifest.name, [problem])
+        if _changed_file(home, artifact, check) is not None:
+            remove_tree(home.store.view_path(artifact.digest))
+            if (path := _changed_file(home, artifact, check)) is not None:
+                what = "was changed in the view while it was made"
+                raise refusal(manifest.name, [Problem(artifact.digest, f"{field}/{path}", what)])
+
+
+def _changed_file(home: Home, artifact: Artifact, check: Check) -> str | None:
+    """A file of the artifact's view that is not the artifact's."""
+    view = home.store.view(artifact)
+    for entry in artifact.files:
+        path = view / entry.path
+        if path.samefile(home.store.object_path(entry.digest)):
+            continue
+        if check.cache.digest_of(path, deep=check.deep) != entry.digest:
+            return entry.path
+    return None

@@ -16,7 +16,7 @@ from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Annotated, Any, ClassVar, Literal, NamedTuple, Self, TypeAlias
 
-from pydantic import AfterValidator, Field, field_validator, model_validator
+from pydantic import AfterValidator, Field, model_validator
 
 from posttrain.core.canonical import canonical_json, digest_json
 from posttrain.core.documents import Digest, Document, Record
@@ -59,20 +59,58 @@ _COMMIT = re.compile(r"[0-9a-f]{7,64}")
 
 
 def _named(value: str) -> str:
-    if not value.strip() or "\n" in value or value != value.strip():
-        raise ValueError(f"{value!r} is no name: write one line without spaces around it")
+    if not value or value != value.strip() or not value.isprintable():
+        raise ValueError(f"{value!r} is no name: write one line of printable text without spaces around it")
     return value
 
 
+def _release_name(value: str) -> str:
+    if not _NAME.fullmatch(value):
+        raise ValueError(f"{value!r} is no release name: letters, digits and . _ + -, at most 64")
+    if value in RESERVED_NAMES:
+        raise ValueError(f"{value!r} cannot name a release: commands understand it as something else")
+    return value
+
+
+def _sampling(value: Mapping[str, Any]) -> Mapping[str, Any]:
+    for key in value:
+        if key not in SAMPLING_KEYS:
+            raise ValueError(f"{key!r} is no sampling setting; {did_you_mean(key, SAMPLING_KEYS)}")
+    canonical_json(dict(value))
+    _at_least("temperature", value, 0)
+    _at_least("top_k", value, -1)
+    for key in ("top_p", "min_p"):
+        _at_least(key, value, 0)
+        if value.get(key, 0) > 1:
+            raise ValueError(f"{key} is {value[key]}, a share of at most 1")
+    for key in ("max_tokens", "max_completion_tokens"):
+        _at_least(key, value, 1)
+    return value
+
+
+def _at_least(key: str, value: Mapping[str, Any], least: float) -> None:
+    given = value.get(key, least)
+    if isinstance(given, bool) or not isinstance(given, int | float):
+        raise ValueError(f"{key} is {given!r}, not a number")
+    if given < least:
+        raise ValueError(f"{key} is {given}, at least {least} is meant")
+
+
 Name: TypeAlias = Annotated[str, AfterValidator(_named)]
-"""One line of text."""
+"""One line of printable text."""
+ReleaseName: TypeAlias = Annotated[str, AfterValidator(_release_name)]
+"""A name that a ref can hold and no command takes for something else."""
+Sampling: TypeAlias = Annotated[Mapping[str, Any], AfterValidator(_sampling)]
+"""Sampling settings, by the names that OpenAI-compatible servers know."""
 
 
 class ArtifactPiece(Record):
     """A whole artifact of the store."""
 
     by: Literal["artifact"] = "artifact"
+    """How the piece is named."""
     digest: Digest
+    """The artifact's."""
     kind: Name
     """``model``, ``dataset``, ``report``…; an artifact of another kind does not do."""
 
@@ -86,6 +124,7 @@ class FilesPiece(Record):
     """Some files of an artifact: a tokenizer inside a model, a YAML file inside the release itself."""
 
     by: Literal["files"] = "files"
+    """How the piece is named."""
     artifact: Digest | None = None
     """The artifact that holds them; None: the release."""
     files: Mapping[str, Digest] = Field(min_length=1)
@@ -102,10 +141,12 @@ class ExternalPiece(Record):
     """Something outside the store. It is named exactly, and cannot be verified here."""
 
     by: Literal["external"] = "external"
+    """How the piece is named."""
     system: ExternalSystem
     """``hub``: NAME@COMMIT of a model hub; ``git``: a commit, or URL@COMMIT; ``api``: NAME@VERSION of a service;
     ``package``: NAME==VERSION; ``version``: a version label; ``label``: a name taken over from elsewhere."""
     reference: Name
+    """Name and version, as the system writes them."""
 
     @property
     def identity(self) -> str:
@@ -135,7 +176,9 @@ class Adapter(Record):
     """Weights that are added to the base."""
 
     name: Name
+    """Unique in the release."""
     piece: Piece
+    """Where it is."""
 
 
 class Code(Record):
@@ -153,6 +196,7 @@ class Result(Record):
     """What was measured."""
 
     report: Piece
+    """The whole of it."""
     headline: Mapping[Name, float] = Field(default_factory=dict)
     """The figures to remember, for people and for ``diff``; the report is the truth."""
 
@@ -161,6 +205,7 @@ class GateDecision(Record):
     """What the gate said about this candidate."""
 
     piece: Piece
+    """The decision's artifact or file."""
     outcome: Name
     """``GO``, ``NO-GO``, ``INCONCLUSIVE``, ``ERROR`` or ``INVALID``."""
 
@@ -173,7 +218,9 @@ class Limit(Record):
     slice: Name | None = None
     """None: all traffic."""
     at_most: float | None = None
+    """The value may reach this."""
     at_least: float | None = None
+    """The value may fall to this."""
 
     @model_validator(mode="after")
     def _bounds(self) -> Self:
@@ -188,6 +235,7 @@ class SloPolicy(Record):
     """What the service promises while this release answers."""
 
     objectives: tuple[Limit, ...] = Field(min_length=1)
+    """What is promised, one limit for each metric and slice."""
     window_seconds: int = Field(3600, ge=1)
     """Over which each is measured."""
 
@@ -201,17 +249,24 @@ class Trigger(Record):
     """What makes a release go back by itself; agreed before it takes traffic."""
 
     name: Name
+    """What the journal calls it."""
     kind: TriggerKind
     """``hard_trip``: an incident, one is enough; ``anytime_valid``: a sequential test against production;
     ``health``: the experiment itself is broken (no data, wrong split)."""
     metric: Name
+    """What is watched."""
     slice: Name | None = None
+    """None: all traffic."""
     above: float | None = None
+    """It fires above this value…"""
     below: float | None = None
+    """…or below this; one of the two."""
     window_seconds: int = Field(300, ge=1)
+    """Over which the metric is taken."""
     min_requests: int = Field(0, ge=0)
     """Fewer than this say nothing."""
     action: TriggerAction = "rollback"
+    """``rollback``, ``hold`` (no more traffic than now) or ``alert``."""
 
     @model_validator(mode="after")
     def _one_side(self) -> Self:
@@ -226,7 +281,9 @@ class RollbackPolicy(Record):
     limits: tuple[Limit, ...] = ()
     """One that is broken over ``limit_window_seconds`` is a reason to go back."""
     limit_window_seconds: int = Field(300, ge=1)
+    """Over which limits are taken."""
     triggers: tuple[Trigger, ...] = ()
+    """What makes it go back by itself."""
     to: Name = "previous"
     """``previous``: what held the lane before; or the name of a release."""
 
@@ -244,7 +301,7 @@ class ReleaseManifest(Document):
 
     record_kind: ClassVar[str] = "release"
 
-    name: str
+    name: ReleaseName
     """For people, never used twice: ``v1.3``."""
     base: Piece
     """The base weights."""
@@ -256,7 +313,7 @@ class ReleaseManifest(Document):
     """The template that turns messages into a prompt."""
     input_processing: Piece | None = None
     """What happens to a request before the template: system prompt, normalisation, retrieval."""
-    sampling: Mapping[str, Any] = Field(default_factory=dict)
+    sampling: Sampling = Field(default_factory=dict)
     """What a request that does not say otherwise is given: `temperature`, `top_p`…"""
     reward_models: Mapping[Name, Piece] = Field(default_factory=dict)
     """The learned scorers it was trained or judged with."""
@@ -284,32 +341,6 @@ class ReleaseManifest(Document):
     """What the traffic looked like that it was made for."""
     parent: Digest | None = None
     """The release that it follows."""
-
-    @field_validator("name")
-    @classmethod
-    def _name(cls, value: str) -> str:
-        if not _NAME.fullmatch(value):
-            raise ValueError(f"{value!r} is no release name: letters, digits and . _ + -, at most 64")
-        if value in RESERVED_NAMES:
-            raise ValueError(f"{value!r} cannot name a release: commands understand it as something else")
-        return value
-
-    @field_validator("sampling")
-    @classmethod
-    def _sampling(cls, value: Mapping[str, Any]) -> Mapping[str, Any]:
-        for key in value:
-            if key not in SAMPLING_KEYS:
-                raise ValueError(f"{key!r} is no sampling setting; {did_you_mean(key, SAMPLING_KEYS)}")
-        canonical_json(dict(value))
-        _at_least("temperature", value, 0)
-        _at_least("top_k", value, -1)
-        for key in ("top_p", "min_p"):
-            _at_least(key, value, 0)
-            if value.get(key, 0) > 1:
-                raise ValueError(f"{key} is {value[key]}, a share of at most 1")
-        for key in ("max_tokens", "max_completion_tokens"):
-            _at_least(key, value, 1)
-        return value
 
     @model_validator(mode="after")
     def _check(self) -> Self:
@@ -365,14 +396,6 @@ def lineage(manifest: ReleaseManifest) -> dict[str, str]:
 def is_served(field: str) -> bool:
     """Whether the piece at ``field`` is loaded to answer a request."""
     return field.partition(".")[0] in SERVED
-
-
-def _at_least(key: str, value: Mapping[str, Any], least: float) -> None:
-    given = value.get(key, least)
-    if isinstance(given, bool) or not isinstance(given, int | float):
-        raise ValueError(f"{key} is {given!r}, not a number")
-    if given < least:
-        raise ValueError(f"{key} is {given}, at least {least} is meant")
 
 
 def _unique(what: str, names: Iterable[str]) -> None:

@@ -7,7 +7,7 @@ elliptic-curve key mode. Not here: keyless signing, which needs sigstore's serve
 What is signed is one file, ``manifest.json``: the release's artifact manifest, whose ``sha256:`` is the release's
 digest and which names every piece. So a signature covers every byte of every piece through its digest, as long as
 those are derived again, which ``verify`` does. The folder ``release`` of an export holds that one file, and
-``model_signing verify key release --signature … --public-key …`` checks it without posttrain.
+``model_signing verify key release --signature … --public_key …`` checks it without posttrain.
 
 A signature is an artifact of kind ``signature`` whose input is the release, under the ref
 ``signature/RELEASE/KEY``. Beside and not inside, since a release's digest must not change when somebody signs it, and

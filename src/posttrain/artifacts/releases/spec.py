@@ -26,7 +26,7 @@ from typing import Any, Self, TypeAlias, get_args
 from pydantic import BaseModel, Field, ValidationError, model_validator
 from pydantic_core import ErrorDetails
 
-from posttrain.artifacts.releases.records import Name, RollbackPolicy, SloPolicy
+from posttrain.artifacts.releases.records import Name, ReleaseName, RollbackPolicy, Sampling, SloPolicy
 from posttrain.core.documents import Record
 from posttrain.core.errors import ConfigError
 from posttrain.core.suggest import did_you_mean
@@ -42,10 +42,15 @@ class PieceMapping(Record):
     files: tuple[str, ...] | None = Field(None, min_length=1)
     """Several files, copied into the release."""
     hub: str | None = None
+    """``NAME@COMMIT`` of a model hub."""
     git: str | None = None
+    """A commit, or ``URL@COMMIT``."""
     api: str | None = None
+    """``NAME@VERSION`` of a service."""
     package: str | None = None
+    """``NAME==VERSION``."""
     version: str | None = None
+    """A version label."""
 
     @model_validator(mode="after")
     def _one(self) -> Self:
@@ -61,28 +66,35 @@ class AdapterSpec(Record):
     """An adapter."""
 
     name: Name
+    """Unique in the release."""
     piece: PieceSpec
+    """Where it is."""
 
 
 class CodeSpec(Record):
     """The code, where the repository around the spec file is not it."""
 
     commit: Name | None = None
+    """Of the code that made the model."""
     dirty: bool | None = None
+    """Whether files differed from it."""
     posttrain: Name | None = None
+    """Version of posttrain that made the model."""
 
 
 class ResultSpec(Record):
     """A report with the figures to remember; without ``headline`` they are looked up."""
 
     report: PieceSpec
+    """The whole report."""
     headline: Mapping[Name, float] | None = None
+    """Figures by name."""
 
 
 class ReleaseSpec(Record):
     """A release as a person writes it. What is left out is looked up (see ``create``)."""
 
-    name: str
+    name: ReleaseName
     """For people, never used twice: ``v1.3``."""
     model: PieceSpec
     """The base weights."""
@@ -93,11 +105,15 @@ class ReleaseSpec(Record):
     chat_template: PieceSpec | None = None
     """Left out: that of the model's artifact."""
     input_processing: PieceSpec | None = None
-    sampling: Mapping[str, Any] = Field(default_factory=dict)
+    """What happens to a request before the template."""
+    sampling: Sampling = Field(default_factory=dict)
+    """What a request that does not say otherwise is given."""
     reward_models: Mapping[Name, PieceSpec] | None = None
     """Left out: the reward models in the model's lineage."""
     verifiers: Mapping[Name, PieceSpec] = Field(default_factory=dict)
+    """Name to version, or to a piece."""
     tools: Mapping[Name, PieceSpec] = Field(default_factory=dict)
+    """Name to version, or to a piece: fixtures by ``{file: PATH}``."""
     data: Mapping[Name, PieceSpec] | None = None
     """Left out: the datasets in the model's lineage."""
     configuration: Mapping[Name, PieceSpec] = Field(default_factory=dict)
@@ -109,9 +125,13 @@ class ReleaseSpec(Record):
     contract: PieceSpec | None = None
     """Left out: the contract that the decision was made under."""
     decision: PieceSpec | None = None
+    """What the gate said about this model."""
     slo: SloPolicy | None = None
+    """Service level objectives, named fields."""
     rollback: RollbackPolicy | None = None
+    """When to go back, named fields."""
     drift_profile: PieceSpec | None = None
+    """What the traffic looked like that it was made for."""
     parent: str | None = None
     """An earlier release, by name or digest."""
 
@@ -178,7 +198,7 @@ def _weight(detail: ErrorDetails) -> tuple[int, int]:
 
 
 def _explained(detail: ErrorDetails, origin: str) -> ConfigError:
-    location = [part for part in detail["loc"] if part not in _MEMBERS]
+    location = [part for part in detail["loc"] if not _is_member(part)]
     path = ".".join(map(str, location))
     if detail["type"] == "extra_forbidden":
         return ConfigError(
@@ -189,6 +209,12 @@ def _explained(detail: ErrorDetails, origin: str) -> ConfigError:
         return ConfigError(f"{origin}: {path}: this key is required", hint="add it")
     if detail["type"] == "value_error":
         return ConfigError(f"{origin}: {path or 'release'}: {detail['ctx']['error']}")
+    if detail["type"] in ("model_type", "model_attributes_type", "dict_type", "mapping_type"):
+        known = ", ".join(_keys_at(detail["loc"]))
+        return ConfigError(
+            f"{origin}: {path}: expected a mapping of named fields, given {_given(detail['input'])}",
+            hint=f"its fields: {known}" if known else None,
+        )
     hint = "quote it: versions are text" if detail["type"] == "string_type" else None
     return ConfigError(
         f"{origin}: {path}: {detail['msg'][:1].lower()}{detail['msg'][1:]}, given {_given(detail['input'])}",
@@ -196,8 +222,9 @@ def _explained(detail: ErrorDetails, origin: str) -> ConfigError:
     )
 
 
-_MEMBERS = ("str", "PieceMapping", "ResultSpec")
-"""What pydantic adds to a place to say which member of a union it means."""
+def _is_member(part: int | str) -> bool:
+    """Whether pydantic added this part of a place to say which member of a union it means."""
+    return part in ("str", "PieceMapping", "ResultSpec") or (isinstance(part, str) and "[" in part)
 
 
 def _keys_at(location: tuple[int | str, ...]) -> list[str]:
