@@ -62,7 +62,7 @@ def triggers_from_contract(contract: Contract) -> tuple[Trigger, ...]:
     return register(contract).triggers
 
 
-def spec_from_contract(contract: Contract, **fields: Any) -> RolloutSpec:
+def spec_from_contract(contract: Contract, /, **fields: Any) -> RolloutSpec:
     """A rollout under ``contract``; ``fields`` are the others of ``RolloutSpec``, and win.
 
     The salt is the rollout's id, and the canary stages together are the window that the contract asks for.
