@@ -221,7 +221,9 @@ def test_rows_that_another_answered_than_their_bucket_says():
     assert one(in_canary("e", epoch=6)).misplaced == 1, "no canary is left in production"
     assert one(make_row("p", USER_OUT, epoch=6)).misplaced == 1, "production is the candidate by now"
     assert one(make_row("p", USER_OUT, epoch=6, release=NEW)).misplaced == 0
-    assert one(in_canary("e") | {"user": "x", "unit": USER_IN}).misplaced == 0, "the row says by what it was assigned"
+    assert one(in_canary("e") | {"user": "x", "unit": USER_IN}).misplaced == 0, (
+        "the row says by what it was assigned"
+    )
 
 
 def test_a_sample_of_control_is_enough_and_stays_the_same_users():

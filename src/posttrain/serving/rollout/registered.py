@@ -121,7 +121,7 @@ def _trigger(rule: ThresholdRule, name: str) -> Trigger | None:
 
 
 def _of_count(rule: ThresholdRule, reading: Total, common: dict[str, Any]) -> Trigger | None:
-    measures = {"safety_incidents": "incident", "guardrail_blocks": "guardrail", "guardrail": "guardrail"}
+    measures = {"safety_incidents": "incident", "guardrail_blocks_count": "guardrail"}
     measure = measures.get(reading.column)
     if measure is None or rule.stat != "count":
         return None
