@@ -57,8 +57,8 @@ def render_plan(plan: Plan) -> str:
     lines += [
         "",
         "Under a stage: the chance that the rollback has come by its end. `half by`: requests by which half of the",
-        "rollbacks have come. `holds at end`: the chance that the rule holds as it is written, as a point over the whole",
-        "window, without which there is no production.",
+        "rollbacks have come. `holds at end`: the chance that the rule holds as it is written, as a point over the",
+        "whole window, without which there is no production.",
     ]
     return "\n".join(lines) + "\n"
 

@@ -62,7 +62,7 @@ def triggers_from_contract(contract: Contract) -> tuple[Trigger, ...]:
     return register(contract).triggers
 
 
-def spec_from_contract(contract: Contract, **fields: Any) -> RolloutSpec:
+def spec_from_contract(contract: Contract, /, **fields: Any) -> RolloutSpec:
     """A rollout under ``contract``; ``fields`` are the others of ``RolloutSpec``, and win.
 
     The salt is the rollout's id, and the canary stages together are the window that the contract asks for.
@@ -121,7 +121,7 @@ def _trigger(rule: ThresholdRule, name: str) -> Trigger | None:
 
 
 def _of_count(rule: ThresholdRule, reading: Total, common: dict[str, Any]) -> Trigger | None:
-    measures = {"safety_incidents": "incident", "guardrail_blocks": "guardrail", "guardrail": "guardrail"}
+    measures = {"safety_incidents": "incident", "guardrail_blocks_count": "guardrail"}
     measure = measures.get(reading.column)
     if measure is None or rule.stat != "count":
         return None

@@ -257,7 +257,7 @@ def _ratio(spec: RolloutSpec, trigger: RatioTrigger, observation: Observation) -
     tally = observation.tally(range(len(spec.stages)), "candidate", trigger.slice)
     window = observation.tally(window_stages(spec), "candidate", trigger.slice)
     count = tally.priced
-    if not count:
+    if not tally.tokens:
         return Reading(trigger.name, trigger.kind, "quiet", _signed("no costs were seen", spec))
     # Of each request: what it cost beyond the limit at its tokens, in billionths of a dollar.
     per_token = trigger.limit * _NANO / 1000
