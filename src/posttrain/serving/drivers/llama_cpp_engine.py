@@ -36,7 +36,7 @@ def open_server(spec: dict[str, Any]) -> Any:
 
     params = xllamacpp.CommonParams()
     params.model.path = spec["gguf"]
-    params.lora_adapters = [xllamacpp.CommonAdapterLoraInfo(path, 1.0) for path in spec["adapters"]]
+    params.lora_adapters = [xllamacpp.CommonAdapterLoraInfo(path, 0.0) for path in spec["adapters"]]
     params.lora_init_without_apply = True  # a request that names no adapter gets the base
     params.n_parallel = spec["parallel"]
     params.n_ctx = spec["context_tokens"] * spec["parallel"]
