@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import math
+import os
+import signal
 import socket
 import threading
 import time
@@ -16,9 +18,9 @@ import pytest
 from posttrain.core.errors import ModelError
 from posttrain.serving.drivers.adapters import AdapterManager
 from posttrain.serving.drivers.http_client import Answer, call
-from posttrain.serving.drivers.records import TransformersConfig
+from posttrain.serving.drivers.llama_cpp import LlamaCppDriver
+from posttrain.serving.drivers.records import LlamaCppConfig
 from posttrain.serving.drivers.server_driver import ServerDriver
-from posttrain.serving.drivers.transformers import TransformersDriver
 from posttrain.serving.errors import EngineError
 from tests.serving.drivers_world import GREEDY, QUESTIONS, World, ask, ask_all, events, save_adapter
 
@@ -328,15 +330,78 @@ def test_an_adapter_for_another_model_is_refused_and_leaves_the_engine_as_it_was
     assert [model.name for model in driver.models()] == [driver.base]
 
 
+def test_llama_cpp_with_cached_prefixes_and_shared_batches_mixes_up_nobody(
+    drivers_llama: ServerDriver, drivers_world: World, tmp_path: Any
+) -> None:
+    """Four at once, prompts cached: all are asked alike, so a cache that forgot adapters would show."""
+    drivers_llama.start()  # has made the GGUF
+    config = LlamaCppConfig(
+        model="tiny", context_tokens=256, threads=1, dtype="float32", cache_dtype="float32", max_adapters=2
+    )
+    cache = drivers_llama.log.parent / "cache"
+    driver = LlamaCppDriver(config, drivers_world.model, workdir=tmp_path / "work", cache=cache)
+    url = driver.start()
+    try:
+        manager = AdapterManager(driver, url=url, store=drivers_world.store, staging=tmp_path / "staging")
+        names = {"base": driver.base} | {
+            name: manager.load(drivers_world.adapters[name]) for name in ("red", "blue")
+        }
+        for _ in range(2):
+            found = ask_all(url, names, rounds=4)
+            assert said(found) == said({name: drivers_world.texts[name] for name in names})
+        assert not driver.determinism().batch_invariant
+    finally:
+        driver.stop()
+
+
 def test_an_engine_that_cannot_start_says_why(drivers_world: World, tmp_path: Any) -> None:
-    config = TransformersConfig(model="broken")
+    pytest.importorskip("xllamacpp")
     folder = tmp_path / "model"
     folder.mkdir()
-    (folder / "config.json").write_text("{}")
+    (folder / "model.gguf").write_bytes(b"GGUF, but not really")
     model = drivers_world.model.model_copy(update={"folder": folder})
-    driver = TransformersDriver(config, model, workdir=tmp_path / "work")
+    config = LlamaCppConfig(model="broken")
+    driver = LlamaCppDriver(config, model, workdir=tmp_path / "work", cache=tmp_path / "cache")
     with pytest.raises(EngineError, match="ended with status 1") as caught:
         driver.start()
-    assert "tokenizer" in str(caught.value)
+    assert "llama.cpp cannot load" in str(caught.value)
     assert str(driver.log) in (caught.value.hint or "")
     assert not driver.health().ok
+
+
+def test_a_model_without_a_gguf_form_is_an_error_of_one_line(drivers_world: World, tmp_path: Any) -> None:
+    pytest.importorskip("xllamacpp")
+    model = drivers_world.model.model_copy(update={"folder": tmp_path})
+    driver = LlamaCppDriver(LlamaCppConfig(model="x"), model, workdir=tmp_path / "w", cache=tmp_path / "c")
+    with pytest.raises(EngineError, match=r"cannot be made a GGUF: .*config.json is missing"):
+        driver.start()
+
+
+def test_an_engine_that_dies_is_known_to_be_dead_and_starts_again(
+    drivers_llama: ServerDriver, drivers_world: World, tmp_path: Any
+) -> None:
+    drivers_llama.start()
+    config = LlamaCppConfig(
+        model="tiny", context_tokens=256, threads=1, dtype="float32", cache_dtype="float32"
+    )
+    cache = drivers_llama.log.parent / "cache"
+    driver = LlamaCppDriver(config, drivers_world.model, workdir=tmp_path / "work", cache=cache)
+    url = driver.start()
+    try:
+        manager = AdapterManager(driver, url=url, store=drivers_world.store, staging=tmp_path / "staging")
+        name = manager.load(drivers_world.adapters["red"])
+        pid = driver.health().pid
+        assert pid is not None
+        os.kill(pid, signal.SIGKILL)
+        until = time.monotonic() + 30
+        while driver.health().ok:
+            assert time.monotonic() < until
+        assert "it ended with status" in driver.health().detail
+        again = driver.start()
+        assert [model.name for model in driver.models()] == [driver.base]
+        manager.move(again)
+        assert manager.reconcile() == [name]
+        assert manager.reconcile() == []
+        assert said(ask_all(again, {"red": name})) == said({"red": drivers_world.texts["red"]})
+    finally:
+        driver.stop()
