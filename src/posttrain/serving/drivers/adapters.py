@@ -148,6 +148,11 @@ class AdapterManager:
         with self._lock:
             return dict(self._loaded)
 
+    def move(self, url: str) -> None:
+        """The engine was started again, and answers at ``url`` now; :meth:`reconcile` brings its adapters back."""
+        with self._changing:
+            self._url = url
+
     def reconcile(self) -> list[str]:
         """After a restart of the engine: load again what it should hold and does not; the names of those."""
         with self._changing:

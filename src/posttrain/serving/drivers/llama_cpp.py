@@ -86,6 +86,7 @@ class LlamaCppDriver(ServerDriver):
             "context_tokens": config.context_tokens,
             "max_adapters": config.max_adapters,
             "deterministic": config.deterministic,
+            "cache_dtype": "float32" if config.deterministic else config.cache_dtype,
             "descriptor": listener.fileno(),
         }
         file = self._workdir / "engine.json"

@@ -36,17 +36,17 @@ def open_server(spec: dict[str, Any]) -> Any:
 
     params = xllamacpp.CommonParams()
     params.model.path = spec["gguf"]
-    params.lora_adapters = [xllamacpp.CommonAdapterLoraInfo(path, 1.0) for path in spec["adapters"]]
+    params.lora_adapters = [xllamacpp.CommonAdapterLoraInfo(path, 0.0) for path in spec["adapters"]]
     params.lora_init_without_apply = True  # a request that names no adapter gets the base
     params.n_parallel = spec["parallel"]
     params.n_ctx = spec["context_tokens"] * spec["parallel"]
     for cpu in (params.cpuparams, params.cpuparams_batch):
         cpu.n_threads = spec["threads"]
         cpu.poll = 0  # threads that spin while they wait slow everything else on a busy machine
-    if spec["deterministic"]:
+    if spec["cache_dtype"] == "float32":
         params.cache_type_k = params.cache_type_v = xllamacpp.ggml_type.GGML_TYPE_F32
         params.flash_attn_type = xllamacpp.llama_flash_attn_type.LLAMA_FLASH_ATTN_TYPE_DISABLED
-        params.cache_prompt = False
+    params.cache_prompt = not spec["deterministic"]
     params.n_gpu_layers = 0
     params.fit_params = False
     params.warmup = False

@@ -146,15 +146,14 @@ class Door:
         engine = self._current
         if engine is None:
             raise RequestError(503, "the engine is not there yet", "server_error")
-        if model == self._spec["base"]:
-            adapters: list[dict[str, Any]] = []
-        elif model in self._files:
-            adapters = [{"id": engine.adapters.index(model), "scale": 1.0}]
-        else:
+        if model != self._spec["base"] and model not in self._files:
             raise RequestError(404, f"the model {model!r} is not here", code="model_not_found")
         for name in _INNER_FIELDS:
             body.pop(name, None)
-        body["lora"] = adapters
+        # All of them, each time: an empty list is llama.cpp's word for "as it was started".
+        body["lora"] = [
+            {"id": number, "scale": float(name == model)} for number, name in enumerate(engine.adapters)
+        ]
         if self._spec["deterministic"]:
             body["cache_prompt"] = False
         engine.in_flight[model] += 1

@@ -57,6 +57,8 @@ class LlamaCppConfig(_Started):
     """Threads that compute; never one on every core."""
     dtype: Literal["float32", "float16"] = "float16"
     """Type of the matrices where the GGUF is made from a model folder."""
+    cache_dtype: Literal["float32", "float16"] = "float16"
+    """Type of the cached keys and values; float16 may give a close token another neighbour's place."""
     deterministic: bool = False
     """One sequence at a time, float32 cache, no cached prefixes: the same request has the same answer."""
 

@@ -61,6 +61,8 @@ class TransformersModel:
         self.ends = frozenset(end_tokens(self._model, self.tokenizer))
         self.context_tokens = int(self._model.config.max_position_embeddings)
         self._parallel = parallel
+        self.tokens_made = 0
+        """Forward passes that gave a token, for whomever."""
         self._adapters: dict[str, _Adapter] = {}
         self._condition = threading.Condition()
         self._waiting: deque[Job] = deque()
@@ -148,6 +150,7 @@ class TransformersModel:
                 with adapter if adapter is not None else contextlib.nullcontext():
                     token = next(job.tokens, None)
                 if token is not None:
+                    self.tokens_made += 1
                     job.on_token(token)
                     ended = False
         except Exception as problem:  # a boundary: one request that fails leaves the others alone

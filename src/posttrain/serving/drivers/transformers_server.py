@@ -48,7 +48,6 @@ class Server:
         self._context_tokens = min(context_tokens, model.context_tokens)
         self._max_adapters = max_adapters
         self._key = key
-        self._tokens_made = 0
 
     async def handle(self, request: Request, reply: Reply) -> None:
         """Answer one request."""
@@ -87,7 +86,7 @@ class Server:
     async def _complete(self, asked: Asked, endpoint: Endpoint, reply: Reply) -> None:
         if asked.model not in {self._model.base, *self._model.adapters}:
             raise _missing(asked.model)
-        prompt = self._encode(asked)
+        prompt = self._encode(asked, endpoint)
         room = self._context_tokens - len(prompt)
         if room < 1:
             raise RequestError(
@@ -112,13 +111,12 @@ class Server:
         try:
             answer = _Answer(asked, endpoint, reply, TextStream(self._decode, asked.stops))
             await answer.write(queue, prompt_tokens=len(prompt), ends=self._model.ends)
-            self._tokens_made += answer.tokens
         finally:
             job.cancelled.set()
 
-    def _encode(self, asked: Asked) -> Sequence[int]:
+    def _encode(self, asked: Asked, endpoint: Endpoint) -> Sequence[int]:
         tokenizer = self._model.tokenizer
-        if asked.messages is not None:
+        if endpoint == "chat":
             try:
                 ids: list[int] = tokenizer.apply_chat_template(
                     asked.messages,
@@ -156,7 +154,7 @@ class Server:
         flights = self._model.in_flight()
         names = {self._model.base, *self._model.adapters, *flights}
         lines = [f'posttrain_engine_in_flight{{model="{name}"}} {flights[name]}' for name in sorted(names)]
-        return "\n".join([*lines, f"posttrain_engine_tokens_total {self._tokens_made}", ""])
+        return "\n".join([*lines, f"posttrain_engine_tokens_total {self._model.tokens_made}", ""])
 
 
 class _Answer:
