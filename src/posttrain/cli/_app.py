@@ -34,6 +34,7 @@ COMMANDS = {
     "rollout": "posttrain.cli.rollout:rollout",
     "release": "posttrain.cli.release:release",
     "example": "posttrain.cli.example:example",
+    "key": "posttrain.cli.key:key",
     "show": "posttrain.cli.show:show",
     "recipes": "posttrain.cli.recipes:recipes",
     "doctor": "posttrain.cli.doctor:doctor",
