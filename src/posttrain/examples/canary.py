@@ -17,11 +17,12 @@ from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
+from posttrain.artifacts.errors import ConflictError
 from posttrain.artifacts.home import Home, resolve
-from posttrain.artifacts.records import Artifact
 from posttrain.artifacts.releases.create import create_release
+from posttrain.core.atomic import remove_tree
 from posttrain.core.errors import UnknownReferenceError
 from posttrain.serving.config import ServeConfig
 from posttrain.serving.control.admin import AdminClient
@@ -55,6 +56,15 @@ _LOOK_SECONDS = 0.1
 _PATIENCE_SECONDS = 600.0
 
 Say = Callable[[str], None]
+
+
+class Releases(NamedTuple):
+    """Names of the story's releases, and the decision about R1."""
+
+    first: str
+    second: str
+    third: str
+    decision: str
 
 
 @dataclass(slots=True)
@@ -91,43 +101,53 @@ def find_models(home: Home, run: str | None = None) -> str:
 async def tell(home: Home, run: str, say: Say, *, workers: int = 2, at_once: int = 8) -> Story:
     """Play the story; ``say`` gets one line for each thing that happens."""
     story = Story()
-    decision = f"{run}:gate.decision"
-    make_releases(home, run, decision)
-    config = serve_config(workers)
+    releases = make_releases(home, run)
+    config = serve_config(releases.first, workers)
+    # Each telling begins from the beginning: the chain of snapshots of the last one would make v2 production.
+    remove_tree(home.settings.home / "serving" / config.name)
     async with Control(config, home).running() as control:
         story.url = control.where()["url"]
-        say(f"v1 (R1-Zero) answers at {story.url}, {workers} workers")
+        say(f"{releases.first} (R1-Zero) answers at {story.url}, {workers} workers")
         questions = _questions(home, run)
         async with _crowd(story, questions, at_once):
             admin = AdminClient(control.folder)
             say(
                 "the candidate v2 (R1) has a GO of the gate; shadow, canary and production follow by themselves"
             )
-            story.rollouts.append(await _roll_out(admin, "example-v2", decision, say))
+            story.rollouts.append(await _roll_out(admin, releases.second, releases.decision, say))
             say(
                 "the candidate v3 has the weights that passed, and a temperature of 2.5 that nobody evaluated"
             )
-            story.rollouts.append(await _roll_out(admin, "example-v3", decision, say))
+            story.rollouts.append(await _roll_out(admin, releases.third, releases.decision, say))
             story.rollback = _last_rollback(home)
             await asyncio.sleep(1.0)
     story.log = reconciled(control)
     return story
 
 
-def make_releases(home: Home, run: str, decision: str) -> dict[str, Artifact]:
-    """v1, v2 and v3, found again where they are there already."""
+def make_releases(home: Home, run: str) -> Releases:
+    """The three releases of the story. Names are never moved, so another run or other code gets new ones."""
+    decision = f"{run}:gate.decision"
     passed = {"model": f"{run}:final-rl.model", "decision": decision}
-    specs: dict[str, dict[str, Any]] = {
-        "example-v1": {"model": f"{run}:zero-rl.model", "sampling": _SAMPLING},
-        "example-v2": {**passed, "sampling": _SAMPLING, "parent": "example-v1"},
-        "example-v3": {**passed, "sampling": _UNTESTED, "parent": "example-v2"},
-    }
-    return {
-        name: create_release(home, {"name": name, **spec}, actor="example") for name, spec in specs.items()
-    }
+    first = _release(home, "v1", {"model": f"{run}:zero-rl.model", "sampling": _SAMPLING})
+    second = _release(home, "v2", {**passed, "sampling": _SAMPLING, "parent": first})
+    third = _release(home, "v3", {**passed, "sampling": _UNTESTED, "parent": second})
+    return Releases(first, second, third, decision)
 
 
-def serve_config(workers: int) -> ServeConfig:
+def _release(home: Home, version: str, spec: Mapping[str, Any]) -> str:
+    number = 1
+    while True:
+        name = f"example-{version}" if number == 1 else f"example-{version}.{number}"
+        try:
+            create_release(home, {"name": name, **spec}, actor="example")
+        except ConflictError:
+            number += 1
+        else:
+            return name
+
+
+def serve_config(production: str, workers: int) -> ServeConfig:
     """The gateway of the example, on a free port."""
     return ServeConfig.model_validate(
         {
@@ -138,7 +158,7 @@ def serve_config(workers: int) -> ServeConfig:
                 {
                     "model": MODEL,
                     "production": {
-                        "release": "example-v1",
+                        "release": production,
                         "usd_per_1k_prompt_tokens": 0.01,
                         "usd_per_1k_completion_tokens": 0.02,
                     },

@@ -108,7 +108,8 @@ class Routes:
         if route is None or (principal is not None and not principal.may_use(model)):
             self._refuse(connection, request, replies.unknown_model(model))
             return
-        asker = read_asker(headers, body, None if principal is None else principal.tenant)
+        tenant = None if principal is None else principal.tenant
+        asker = read_asker(headers, body, tenant, context.pseudonyms)
         seating = route.seat(asker.unit(route.unit, request.id.decode()))
         Exchange(context, connection, request, endpoint).start(body, asker, seating)
 
