@@ -6,6 +6,7 @@ import contextlib
 import json
 import os
 import signal
+import tempfile
 import time
 import traceback
 from collections.abc import Callable, Iterator
@@ -34,6 +35,15 @@ def rows_in(folder: Path) -> list[dict[str, Any]]:
 def numbers_in(folder: Path) -> list[int]:
     """The numbers of all rows."""
     return [found["number"] for found in rows_in(folder)]
+
+
+@contextlib.contextmanager
+def memory_folder() -> Iterator[Path]:
+    """A folder in memory where the system has one: for properties that are tried many times."""
+    memory = Path("/dev/shm")
+    usable = memory.is_dir() and os.access(memory, os.W_OK)
+    with tempfile.TemporaryDirectory(dir=memory if usable else None) as folder:
+        yield Path(folder)
 
 
 @contextlib.contextmanager

@@ -1,8 +1,8 @@
-"""The registry's database: connections, transactions, migrations, and what the two databases do differently.
+"""Databases of ours: connections, transactions, migrations, and what SQLite and PostgreSQL do differently.
 
 Here: SQLite (WAL, foreign keys, a busy timeout, write transactions that take the lock at once) and
-PostgreSQL. Not here: what is stored (``registry``). Every transaction opens its own connection, so nothing is
-carried over a fork.
+PostgreSQL. Not here: what is stored (``registry``; the index of the traffic log in ``serving``). Every
+transaction opens its own connection, so nothing is carried over a fork.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ import errno
 import shutil
 import time
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -36,24 +37,50 @@ _NO_SPACE_BYTES = 1 << 20
 _ADVISORY_LOCK = 0x706F7374  # "post": keeps two processes from migrating one PostgreSQL database at once
 
 
+@dataclass(frozen=True, slots=True)
+class Schema:
+    """What a database holds, and what messages say of it."""
+
+    name: str = "registry"
+    """What it is called."""
+    setting: str = "POSTTRAIN_REGISTRY"
+    """What names another one."""
+    migrations: str = "posttrain.artifacts.migrations"
+    """The package with the numbered SQL files."""
+    table: str = t.schema_migrations.name
+    """Where the applied ones are noted; two schemas in one database have two."""
+    rebuild: str = "run the recipe again: finished stages are found by their manifests"
+    """What to do where the file is broken, once it is moved away."""
+    page_bytes: int = 4096
+    """Of a SQLite file: rows that do not fit a page several times waste most of it."""
+
+    def applied(self) -> sa.Table:
+        """The table of applied migrations."""
+        if self.table == t.schema_migrations.name:
+            return t.schema_migrations
+        columns = [sa.Column(c.name, c.type, primary_key=c.primary_key) for c in t.schema_migrations.columns]
+        return sa.Table(self.table, sa.MetaData(), *columns)
+
+
 class Database:
     """One database, opened and brought to this version's schema."""
 
-    def __init__(self, url: str) -> None:
+    def __init__(self, url: str, schema: Schema | None = None) -> None:
         """``sqlite:///PATH`` or ``postgresql://…``. Raises UsageError, NewerStoreError, StoreError."""
-        self.url = _parse_url(url)
+        self.schema = schema or Schema()
+        self.url = _parse_url(url, self.schema)
         self.dialect = self.url.get_backend_name()
         try:
             self.engine = sa.create_engine(self.url, poolclass=NullPool)
         except ImportError as error:
             raise MissingDependencyError(
-                "a PostgreSQL registry needs psycopg", hint="pip install 'posttrain[postgres]'"
+                f"a PostgreSQL {self.schema.name} needs psycopg", hint="pip install 'posttrain[postgres]'"
             ) from error
         if self.dialect == "sqlite":
             event.listen(self.engine, "connect", _prepare_sqlite)
             event.listen(self.engine, "begin", _begin_sqlite)
             with self._errors():
-                self._use_wal()
+                self._use_wal(self.schema.page_bytes)
         self._migrate()
 
     def shown(self) -> str:
@@ -95,13 +122,14 @@ class Database:
         lines += [f"a row of {row[0]} refers to a missing row of {row[2]}" for row in broken]
         return [line for line in lines if line != "ok"]
 
-    def _use_wal(self) -> None:
+    def _use_wal(self, page_bytes: int) -> None:
         # Changing the mode needs the file for itself and does not wait for the busy timeout.
         deadline = time.monotonic() + _BUSY_SECONDS
         while True:
             try:
                 with self.engine.connect() as connection:
                     dbapi: Any = connection.connection.dbapi_connection
+                    dbapi.execute(f"PRAGMA page_size={page_bytes}")  # of a file that is new
                     dbapi.execute("PRAGMA journal_mode=WAL")
                 return
             except Exception as error:
@@ -110,25 +138,23 @@ class Database:
                 time.sleep(0.02)
 
     def _migrate(self) -> None:
-        migrations = load_migrations()
+        migrations, made = load_migrations(self.schema.migrations), self.schema.applied()
         with self.writing() as connection:
             if self.dialect == "postgresql":
                 connection.exec_driver_sql(f"SELECT pg_advisory_xact_lock({_ADVISORY_LOCK})")
-            t.schema_migrations.create(connection, checkfirst=True)
-            applied = connection.scalar(sa.select(sa.func.max(t.schema_migrations.c.number))) or 0
+            made.create(connection, checkfirst=True)
+            applied = connection.scalar(sa.select(sa.func.max(made.c.number))) or 0
             if applied > migrations[-1].number:
                 raise NewerStoreError(
-                    f"the registry {self.shown()} has schema {applied}; "
+                    f"the {self.schema.name} {self.shown()} has schema {applied}; "
                     f"this posttrain knows up to {migrations[-1].number}",
-                    hint="upgrade posttrain, or set POSTTRAIN_REGISTRY to another database",
+                    hint=f"upgrade posttrain, or set {self.schema.setting} to another database",
                 )
             for migration in migrations[applied:]:
                 for statement in migration.statements(self.dialect):
                     connection.exec_driver_sql(statement, execution_options={"no_parameters": True})
                 connection.execute(
-                    t.schema_migrations.insert().values(
-                        number=migration.number, name=migration.name, applied_at=utc_now()
-                    )
+                    made.insert().values(number=migration.number, name=migration.name, applied_at=utc_now())
                 )
 
     @contextlib.contextmanager
@@ -149,17 +175,17 @@ class Database:
             return storage_full(Path(self.shown()).parent)
         if is_storage_full(error):
             return StorageFullError(
-                f"the registry {self.shown()} has no space left", hint="free some space there"
+                f"the {self.schema.name} {self.shown()} has no space left", hint="free some space there"
             )
         if "database is locked" in said:
             hint = "another process holds it: wait for it or end it"
         elif "malformed" in said or "not a database" in said:
-            hint = "move the file away and run the recipe again: finished stages are found by their manifests"
+            hint = f"move the file away and {self.schema.rebuild}"
         elif self.dialect == "postgresql":
-            hint = "check POSTTRAIN_REGISTRY and that the server answers"
+            hint = f"check {self.schema.setting} and that the server answers"
         else:
             hint = "check that the folder is there and can be written"
-        return StoreError(f"the registry {self.shown()} failed: {said}", hint=hint)
+        return StoreError(f"the {self.schema.name} {self.shown()} failed: {said}", hint=hint)
 
     def _disk_is_full(self, said: str) -> bool:
         # SQLite cannot tell why its shared-memory file did not grow, and says "disk I/O error".
@@ -167,7 +193,7 @@ class Database:
         return "disk I/O error" in said and shutil.disk_usage(folder).free < _NO_SPACE_BYTES
 
 
-def _parse_url(url: str) -> sa.URL:
+def _parse_url(url: str, schema: Schema) -> sa.URL:
     try:
         parsed = sa.make_url(url)
         backend = parsed.get_backend_name()
@@ -180,8 +206,8 @@ def _parse_url(url: str) -> sa.URL:
     if backend in {"postgresql", "postgres"}:
         return parsed.set(drivername="postgresql+psycopg")
     raise UsageError(
-        f"a registry in {backend!r} is not supported",
-        hint="set POSTTRAIN_REGISTRY to sqlite:///… or postgresql://…",
+        f"a {schema.name} in {backend!r} is not supported",
+        hint=f"set {schema.setting} to sqlite:///… or postgresql://…",
     )
 
 

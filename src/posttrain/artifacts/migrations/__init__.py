@@ -1,6 +1,7 @@
 """The registry's schema, as numbered SQL files that are applied once, in order.
 
-Here: reading them. To add one: ``NNNN_what.sql`` with the next number; never edit one that was released.
+Here: reading them, and those of any other package of such files. To add one: ``NNNN_what.sql`` with the next
+number; never edit one that was released.
 """
 
 from __future__ import annotations
@@ -34,10 +35,10 @@ class Migration:
         return found
 
 
-def load_migrations() -> list[Migration]:
+def load_migrations(package: str = __package__) -> list[Migration]:
     """All migrations of this version, by number."""
     found = []
-    for entry in resources.files(__package__).iterdir():
+    for entry in resources.files(package).iterdir():
         if match := _NAME.fullmatch(entry.name):
             found.append(Migration(int(match[1]), match[2], entry.read_text(encoding="utf-8")))
     return sorted(found, key=lambda migration: migration.number)

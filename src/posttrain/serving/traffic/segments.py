@@ -45,7 +45,14 @@ from posttrain.serving.traffic.segment_format import (
     read_segment,
 )
 
-__all__ = ["SegmentWriter", "SyncFailure", "ask_for_rotation", "list_segments", "read_segment"]
+__all__ = [
+    "SegmentWriter",
+    "SyncFailure",
+    "ask_for_rotation",
+    "list_segments",
+    "read_segment",
+    "rotation_is_pending",
+]
 
 _log = logging.getLogger("posttrain.traffic")
 _TICK_SECONDS = 0.2
@@ -444,6 +451,11 @@ class SegmentWriter:
 def ask_for_rotation(folder: Path, owner: str) -> None:
     """Ask a living writer, of any process, to finish its segment: it does within a second."""
     _rotation_path(folder, owner).touch()
+
+
+def rotation_is_pending(folder: Path, owner: str) -> bool:
+    """Whether the writer has not yet done what it was asked for."""
+    return _rotation_path(folder, owner).exists()
 
 
 def _rotation_path(folder: Path, owner: str) -> Path:

@@ -1,0 +1,1 @@
+"""The schema of the index, as numbered SQL files (read by ``posttrain.artifacts.migrations``)."""
