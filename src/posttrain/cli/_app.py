@@ -29,6 +29,7 @@ COMMANDS = {
     "suite": "posttrain.cli.suite:suite",
     "evaluate": "posttrain.cli.evaluate:evaluate",
     "gate": "posttrain.cli.gate:gate",
+    "log": "posttrain.cli.log:log",
     "show": "posttrain.cli.show:show",
     "recipes": "posttrain.cli.recipes:recipes",
     "doctor": "posttrain.cli.doctor:doctor",
