@@ -35,6 +35,7 @@ COMMANDS = {
     "release": "posttrain.cli.release:release",
     "example": "posttrain.cli.example:example",
     "key": "posttrain.cli.key:key",
+    "log": "posttrain.cli.log:log",
     "show": "posttrain.cli.show:show",
     "recipes": "posttrain.cli.recipes:recipes",
     "doctor": "posttrain.cli.doctor:doctor",
