@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 
 from posttrain.artifacts.home import Home, open_home
 from posttrain.artifacts.records import Artifact, RunRecord, RunStageRecord
+from posttrain.artifacts.releases.policies import Limit, RollbackPolicy, SloPolicy, Trigger
 from posttrain.artifacts.releases.records import (
     Adapter,
     ArtifactPiece,
@@ -18,12 +19,8 @@ from posttrain.artifacts.releases.records import (
     ExternalPiece,
     FilesPiece,
     GateDecision,
-    Limit,
     ReleaseManifest,
     Result,
-    RollbackPolicy,
-    SloPolicy,
-    Trigger,
 )
 from posttrain.core.canonical import canonical_json, digest_bytes
 from posttrain.core.settings import Settings

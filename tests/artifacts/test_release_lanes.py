@@ -179,3 +179,14 @@ def test_a_release_is_found_by_name_lane_digest_and_prefix(home: Home) -> None:
     with pytest.raises(UnknownReferenceError, match="names no release") as caught:
         find_release(home, "v11")
     assert caught.value.hint == "did you mean 'v1'?"
+
+
+def test_a_lane_never_moves_without_its_line_in_the_journal(home: Home) -> None:
+    """Both are one transaction: where the line cannot be written, the lane stays."""
+    made = create_release(home, {"name": "v1", "model": keep_model(home, 1.0).digest})
+    with pytest.raises(ValueError, match="canonical"):
+        home.registry.publish_release("production", made.digest, None, actor="ann", data={"x": float("nan")})
+    assert home.registry.current_release("production") is None
+    publish_release(home, "v1", "production", actor="ann")
+    (line,) = home.registry.journal(action="release.published")
+    assert dict(line.data) == {"release": made.digest, "previous": None, "position": 1, "name": "v1"}

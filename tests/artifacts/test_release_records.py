@@ -12,12 +12,10 @@ from hypothesis import strategies as st
 
 from posttrain.artifacts.releases.checklist import from_checklist_json, to_checklist_json
 from posttrain.artifacts.releases.diff import diff_releases, render_diff
+from posttrain.artifacts.releases.policies import Limit, RollbackPolicy, Trigger
 from posttrain.artifacts.releases.records import (
     ExternalPiece,
-    Limit,
     ReleaseManifest,
-    RollbackPolicy,
-    Trigger,
     lineage,
     pieces,
 )

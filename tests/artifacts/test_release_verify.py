@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import pickle
 import shutil
+import time
 from pathlib import Path
 
 import pytest
@@ -237,6 +238,8 @@ def test_a_warm_release_is_not_hashed_again_and_a_change_is_still_seen(home: Hom
     release = _everything(home, tmp_path)
     cache = VerificationCache()
     assert load_release(home, "v1", cache=cache).digest == release.digest
+    time.sleep(0.1)  # what was written just now is not remembered
+    assert load_release(home, "v1", deep=False, cache=cache).digest == release.digest
     known = dict(cache._known)
     assert len(known) >= 15
     assert load_release(home, "v1", deep=False, cache=cache).digest == release.digest
@@ -251,6 +254,7 @@ def test_deep_does_not_believe_the_cache(home: Home, tmp_path: Path) -> None:
     release = _everything(home, tmp_path)
     weights = _files(home, release)["base/model.safetensors"]
     cache = VerificationCache()
+    time.sleep(0.1)
     verify_release(home, "v1", cache=cache)
     flip(weights)
     # As if the disk had rotted: the cache holds the right digest for the file as it is now.
@@ -264,6 +268,17 @@ def test_deep_does_not_believe_the_cache(home: Home, tmp_path: Path) -> None:
 def _facts_of(path: Path) -> tuple[int, int, int, int, int]:
     found = path.stat()
     return (found.st_dev, found.st_ino, found.st_size, found.st_mtime_ns, found.st_ctime_ns)
+
+
+def test_a_file_written_just_now_is_not_remembered(tmp_path: Path) -> None:
+    """A second write within the clock's step would have the first one's times."""
+    cache, path = VerificationCache(), tmp_path / "f"
+    path.write_bytes(b"a")
+    cache.digest_of(path, deep=False)
+    assert cache._known == {}
+    time.sleep(0.1)
+    cache.digest_of(path, deep=False)
+    assert len(cache._known) == 1
 
 
 def test_a_view_that_is_a_copy_is_hashed_too(home: Home, tmp_path: Path) -> None:

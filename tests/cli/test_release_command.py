@@ -162,6 +162,28 @@ def test_a_release_from_options_alone(world: World, tmp_path: Path) -> None:
     assert list(manifest["contract"]["files"]) == ["pieces/contract/promote.rules"]
 
 
+def test_a_decision_that_gate_wrote_into_a_folder(world: World, tmp_path: Path) -> None:
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "decision.json").write_text(json.dumps({"outcome": "NO-GO", "contract": CONTRACT}))
+    done = world.run("create", world.good.spec, "--decision", tmp_path / "out", "--json")
+    assert done.code == 0, done.err
+    assert json.loads(done.out)["manifest"]["decision"]["outcome"] == "NO-GO"
+    (tmp_path / "out" / "decision.json").write_text(json.dumps({"outcome": "GO", "contract": "true\n"}))
+    done = world.run("create", world.good.spec, "--decision", tmp_path / "out", "--name", "v9")
+    assert done.code == 1 and "another contract" in done.err
+
+
+def test_a_folder_is_never_taken_for_a_release_of_its_name(
+    world: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    world.run("create", world.good.spec)
+    monkeypatch.chdir(tmp_path)
+    world.run("export", "v1.2", "-o", "v1.2")
+    flip(world.home.store.file(world.good.model, "model.safetensors"))
+    assert world.run("verify", "v1.2").code == 1
+    assert world.run("verify", "v1.2/").code == 0
+
+
 def test_options_win_over_the_spec_file(world: World) -> None:
     done = world.run("create", world.good.spec, "--name", "v9", "--sampling", "temperature=0.5", "--json")
     manifest = json.loads(done.out)["manifest"]
@@ -214,7 +236,7 @@ def test_sign_verify_and_export(world: World, tmp_path: Path) -> None:
     folder = tmp_path / "out"
     assert world.run("export", "v1.2", "-o", folder).out == f"{folder}\n"
     digest = world.home.registry.ref("release/v1.2")
-    assert world.run("verify", folder, "--expect", digest, *required).code == 0
+    assert world.run("verify", f"{folder}/", "--expect", digest, *required).code == 0
     assert world.run("diff", folder, "v1.2").code == 0
     weights = next(folder.rglob("model.safetensors"))
     weights.write_bytes(weights.read_bytes()[:-1] + b"\x00")

@@ -79,7 +79,9 @@ _actor_option = click.option(
 @click.option(
     "--contract", type=click.Path(path_type=Path, dir_okay=False), metavar="FILE", help="The promotion rules."
 )
-@click.option("--decision", metavar="REF", help="What the gate said: a decision's artifact.")
+@click.option(
+    "--decision", metavar="REF", help="What the gate said: a decision's artifact, or what `gate --out` wrote."
+)
 @click.option(
     "--slo", type=click.Path(path_type=Path, dir_okay=False), metavar="FILE", help="The SLO policy (YAML)."
 )
@@ -194,7 +196,7 @@ def show(reference: str, *, checklist: bool, as_json: bool, home: Path | None) -
 def diff(context: click.Context, first: str, second: str, *, as_json: bool, home: Path | None) -> None:
     """Say in what two releases differ, field by field, down to a sampling value. Exit code 1 where they do.
 
-    REF may also be a folder that `release export` wrote.
+    REF may also be a folder that `release export` wrote, with a slash: v1.3/.
     """
     from posttrain.artifacts.releases.diff import diff_releases, render_diff
 
@@ -222,19 +224,19 @@ def verify(
     as_json: bool,
     home: Path | None,
 ) -> int:
-    """Derive every digest of every piece of REF again: a release of the home, or a folder that `release export` wrote.
+    """Derive every digest of every piece of REF again: a release of the home, or a folder that `release export` wrote
+    (with a slash: v1.3/).
 
     Exit code 1 where a piece is changed, missing, or unsigned where a signature is required.
     """
     import dataclasses
 
-    from posttrain.artifacts.releases.export import exported_digest, is_export, verify_exported
+    from posttrain.artifacts.releases.export import exported_digest, verify_exported
     from posttrain.artifacts.releases.lanes import release_digest
     from posttrain.artifacts.releases.verify import external_pieces, verify_release
 
-    folder = Path(reference)
     keys: dict[str, Any] = {"public_key": public_key, "require_signature": require_signature}
-    if is_export(folder):
+    if (folder := _exported(reference)) is not None:
         digest = exported_digest(folder)
         problems = verify_exported(folder, expected=expect, **keys)
     else:
@@ -343,11 +345,18 @@ def _manifest_of(reference: str, opened: Home) -> tuple[Artifact, ReleaseManifes
 
 def _anywhere(reference: str, home: Path | None) -> ReleaseManifest:
     """The manifest of an exported folder, or of a release of the home."""
-    from posttrain.artifacts.releases.export import is_export, read_exported
+    from posttrain.artifacts.releases.export import read_exported
 
-    if is_export(Path(reference)):
-        return read_exported(Path(reference))
+    if (folder := _exported(reference)) is not None:
+        return read_exported(folder)
     return _manifest_of(reference, home_of(home))[1]
+
+
+def _exported(reference: str) -> Path | None:
+    """The exported folder that is meant; with a slash, so that a folder v1.3 is never taken for the release v1.3."""
+    from posttrain.artifacts.releases.export import is_export
+
+    return Path(reference) if "/" in reference and is_export(Path(reference)) else None
 
 
 def _merged(written: dict[str, Any], options: dict[str, Any]) -> dict[str, Any]:
@@ -360,6 +369,8 @@ def _merged(written: dict[str, Any], options: dict[str, Any]) -> dict[str, Any]:
     for name in ("name", "model", "decision", "drift_profile", "parent"):
         if options[name] is not None:
             spec[name] = options[name]
+    if options["decision"] is not None and Path(options["decision"]).exists():
+        spec["decision"] = {"file": str(Path(options["decision"]).absolute())}
     if options["contract"] is not None:
         spec["contract"] = {"file": str(options["contract"].absolute())}
     for name in ("slo", "rollback"):

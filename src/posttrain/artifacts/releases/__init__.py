@@ -1,8 +1,9 @@
 """releases: everything that decides an answer under one digest, by name, on lanes, verified before it is served.
 
-``records`` is the manifest, ``spec`` what a person writes, ``create`` and ``derive`` make one of the other, ``verify``
-derives every digest again, ``load`` hands over the folders, ``lanes`` publishes by compare-and-set; ``signing``,
-``diff``, ``export`` and ``checklist`` (lesson L08's form) do what they say. Names are resolved when first used.
+``records`` is the manifest, ``policies`` what is agreed beforehand, ``spec`` what a person writes, ``create`` and
+``derive`` make one of the other, ``verify`` derives every digest again, ``load`` hands over the folders, ``lanes``
+publishes by compare-and-set; ``signing``, ``diff``, ``export`` and ``checklist`` (lesson L08's form) do what they say.
+Names are resolved when first used.
 """
 
 from __future__ import annotations
@@ -23,13 +24,15 @@ if TYPE_CHECKING:
         read_release,
     )
     from posttrain.artifacts.releases.load import LoadedAdapter, LoadedRelease, load_release
-    from posttrain.artifacts.releases.records import ReleaseManifest, RollbackPolicy, SloPolicy
+    from posttrain.artifacts.releases.policies import Limit, RollbackPolicy, SloPolicy, Trigger
+    from posttrain.artifacts.releases.records import ReleaseManifest
     from posttrain.artifacts.releases.signing import sign_release
     from posttrain.artifacts.releases.sources import VerificationCache
     from posttrain.artifacts.releases.spec import ReleaseSpec, parse_spec, read_spec
     from posttrain.artifacts.releases.verify import verify_release
 
 __all__ = [
+    "Limit",
     "ListedRelease",
     "LoadedAdapter",
     "LoadedRelease",
@@ -38,6 +41,7 @@ __all__ = [
     "ReleaseSpec",
     "RollbackPolicy",
     "SloPolicy",
+    "Trigger",
     "VerificationCache",
     "create_release",
     "diff_releases",
@@ -64,7 +68,8 @@ _HOMES = {
     "export": ("export_release", "verify_exported"),
     "lanes": ("ListedRelease", "find_release", "list_releases", "publish_release", "read_release"),
     "load": ("LoadedAdapter", "LoadedRelease", "load_release"),
-    "records": ("ReleaseManifest", "RollbackPolicy", "SloPolicy"),
+    "policies": ("Limit", "RollbackPolicy", "SloPolicy", "Trigger"),
+    "records": ("ReleaseManifest",),
     "signing": ("sign_release",),
     "sources": ("VerificationCache",),
     "spec": ("ReleaseSpec", "parse_spec", "read_spec"),

@@ -15,16 +15,16 @@ from pathlib import Path
 
 from pydantic import BaseModel
 
-from posttrain.artifacts.releases import records, spec
+from posttrain.artifacts.releases import policies, records, spec
 
 _MARK = re.compile(r"(<!-- made: (?P<name>\w+) -->\n).*?(<!-- end -->)", re.DOTALL)
 _TABLES = {
     "manifest": (records, "ReleaseManifest"),
     "spec": (spec, "ReleaseSpec"),
-    "limit": (records, "Limit"),
-    "trigger": (records, "Trigger"),
-    "slo": (records, "SloPolicy"),
-    "rollback": (records, "RollbackPolicy"),
+    "limit": (policies, "Limit"),
+    "trigger": (policies, "Trigger"),
+    "slo": (policies, "SloPolicy"),
+    "rollback": (policies, "RollbackPolicy"),
 }
 
 

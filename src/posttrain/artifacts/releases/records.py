@@ -1,7 +1,7 @@
 """What a release is: everything that decides an answer, each piece by its digest.
 
-Here: the manifest, its pieces, and the policies that go with it, as frozen, torch-free records. Not here: how a
-manifest is written (``spec``, ``create``), whether its pieces are as they were (``verify``), lesson L08's short form
+Here: the manifest and its pieces, as frozen, torch-free records. Not here: its policies (``policies``), how it is
+written (``spec``, ``create``), whether its pieces are as they were (``verify``), lesson L08's short form
 (``checklist``).
 
 To add a field: give it a default that means what an old release meant, yield its piece from
@@ -12,15 +12,15 @@ needs a new ``record_schema``.
 from __future__ import annotations
 
 import re
-from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping
-from typing import Annotated, Any, ClassVar, Literal, NamedTuple, Self, TypeAlias
+from collections.abc import Iterator, Mapping
+from typing import Annotated, ClassVar, Literal, NamedTuple, Self, TypeAlias
 
-from pydantic import AfterValidator, Field, model_validator
+from pydantic import Field, model_validator
 
-from posttrain.core.canonical import canonical_json, digest_json
+from posttrain.artifacts.releases.fields import Name, ReleaseName, Sampling, unique
+from posttrain.artifacts.releases.policies import RollbackPolicy, SloPolicy
+from posttrain.core.canonical import digest_json
 from posttrain.core.documents import Digest, Document, Record
-from posttrain.core.suggest import did_you_mean
 
 RELEASE_KIND = "release"
 """Kind of the artifact that a release is."""
@@ -28,80 +28,8 @@ RELEASE_FILE = "release.json"
 """Its file with the manifest."""
 
 ExternalSystem: TypeAlias = Literal["hub", "git", "api", "package", "version", "label"]
-TriggerKind: TypeAlias = Literal["hard_trip", "anytime_valid", "health"]
-TriggerAction: TypeAlias = Literal["rollback", "hold", "alert"]
 
-SAMPLING_KEYS = frozenset(
-    {
-        "frequency_penalty",
-        "ignore_eos",
-        "logit_bias",
-        "max_completion_tokens",
-        "max_tokens",
-        "min_p",
-        "min_tokens",
-        "presence_penalty",
-        "repetition_penalty",
-        "seed",
-        "stop",
-        "temperature",
-        "top_k",
-        "top_p",
-    }
-)
-"""What a release may set; engines ignore keys they do not know, so a mistyped one would change every answer."""
-
-RESERVED_NAMES = frozenset({"dev", "staging", "production", "nothing", "previous"})
-"""What commands and policies understand as something else than a release's name."""
-
-_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._+-]{0,63}")
 _COMMIT = re.compile(r"[0-9a-f]{7,64}")
-
-
-def _named(value: str) -> str:
-    if not value or value != value.strip() or not value.isprintable():
-        raise ValueError(f"{value!r} is no name: write one line of printable text without spaces around it")
-    return value
-
-
-def _release_name(value: str) -> str:
-    if not _NAME.fullmatch(value):
-        raise ValueError(f"{value!r} is no release name: letters, digits and . _ + -, at most 64")
-    if value in RESERVED_NAMES:
-        raise ValueError(f"{value!r} cannot name a release: commands understand it as something else")
-    return value
-
-
-def _sampling(value: Mapping[str, Any]) -> Mapping[str, Any]:
-    for key in value:
-        if key not in SAMPLING_KEYS:
-            raise ValueError(f"{key!r} is no sampling setting; {did_you_mean(key, SAMPLING_KEYS)}")
-    canonical_json(dict(value))
-    _at_least("temperature", value, 0)
-    _at_least("top_k", value, -1)
-    for key in ("top_p", "min_p"):
-        _at_least(key, value, 0)
-        if value.get(key, 0) > 1:
-            raise ValueError(f"{key} is {value[key]}, a share of at most 1")
-    for key in ("max_tokens", "max_completion_tokens"):
-        _at_least(key, value, 1)
-    return value
-
-
-def _at_least(key: str, value: Mapping[str, Any], least: float) -> None:
-    given = value.get(key, least)
-    if isinstance(given, bool) or not isinstance(given, int | float):
-        raise ValueError(f"{key} is {given!r}, not a number")
-    if given < least:
-        raise ValueError(f"{key} is {given}, at least {least} is meant")
-
-
-Name: TypeAlias = Annotated[str, AfterValidator(_named)]
-"""One line of printable text."""
-ReleaseName: TypeAlias = Annotated[str, AfterValidator(_release_name)]
-"""A name that a ref can hold and no command takes for something else."""
-Sampling: TypeAlias = Annotated[Mapping[str, Any], AfterValidator(_sampling)]
-"""Sampling settings, by the names that OpenAI-compatible servers know."""
 
 
 class ArtifactPiece(Record):
@@ -210,92 +138,6 @@ class GateDecision(Record):
     """``GO``, ``NO-GO``, ``INCONCLUSIVE``, ``ERROR`` or ``INVALID``."""
 
 
-class Limit(Record):
-    """A bound on one metric."""
-
-    metric: Name
-    """``error_rate``, ``p99_latency_ms``…"""
-    slice: Name | None = None
-    """None: all traffic."""
-    at_most: float | None = None
-    """The value may reach this."""
-    at_least: float | None = None
-    """The value may fall to this."""
-
-    @model_validator(mode="after")
-    def _bounds(self) -> Self:
-        if self.at_most is None and self.at_least is None:
-            raise ValueError(f"{self.metric}: give at_most, at_least or both")
-        if self.at_most is not None and self.at_least is not None and self.at_least > self.at_most:
-            raise ValueError(f"{self.metric}: at_least {self.at_least} is above at_most {self.at_most}")
-        return self
-
-
-class SloPolicy(Record):
-    """What the service promises while this release answers."""
-
-    objectives: tuple[Limit, ...] = Field(min_length=1)
-    """What is promised, one limit for each metric and slice."""
-    window_seconds: int = Field(3600, ge=1)
-    """Over which each is measured."""
-
-    @model_validator(mode="after")
-    def _check(self) -> Self:
-        _unique("objectives", (f"{limit.metric}({limit.slice or 'all'})" for limit in self.objectives))
-        return self
-
-
-class Trigger(Record):
-    """What makes a release go back by itself; agreed before it takes traffic."""
-
-    name: Name
-    """What the journal calls it."""
-    kind: TriggerKind
-    """``hard_trip``: an incident, one is enough; ``anytime_valid``: a sequential test against production;
-    ``health``: the experiment itself is broken (no data, wrong split)."""
-    metric: Name
-    """What is watched."""
-    slice: Name | None = None
-    """None: all traffic."""
-    above: float | None = None
-    """It fires above this value…"""
-    below: float | None = None
-    """…or below this; one of the two."""
-    window_seconds: int = Field(300, ge=1)
-    """Over which the metric is taken."""
-    min_requests: int = Field(0, ge=0)
-    """Fewer than this say nothing."""
-    action: TriggerAction = "rollback"
-    """``rollback``, ``hold`` (no more traffic than now) or ``alert``."""
-
-    @model_validator(mode="after")
-    def _one_side(self) -> Self:
-        if (self.above is None) == (self.below is None):
-            raise ValueError(f"{self.name}: give one of above and below")
-        return self
-
-
-class RollbackPolicy(Record):
-    """When production goes back, and to what."""
-
-    limits: tuple[Limit, ...] = ()
-    """One that is broken over ``limit_window_seconds`` is a reason to go back."""
-    limit_window_seconds: int = Field(300, ge=1)
-    """Over which limits are taken."""
-    triggers: tuple[Trigger, ...] = ()
-    """What makes it go back by itself."""
-    to: Name = "previous"
-    """``previous``: what held the lane before; or the name of a release."""
-
-    @model_validator(mode="after")
-    def _check(self) -> Self:
-        if not self.limits and not self.triggers:
-            raise ValueError("a rollback policy has at least one limit or trigger")
-        _unique("limits", (f"{limit.metric}({limit.slice or 'all'})" for limit in self.limits))
-        _unique("triggers", (trigger.name for trigger in self.triggers))
-        return self
-
-
 class ReleaseManifest(Document):
     """A release: what lesson L08 asks for, widened by L05's list. No wall-clock time, host name or path enters it."""
 
@@ -344,7 +186,7 @@ class ReleaseManifest(Document):
 
     @model_validator(mode="after")
     def _check(self) -> Self:
-        _unique("adapters", (adapter.name for adapter in self.adapters))
+        unique("adapters", (adapter.name for adapter in self.adapters))
         return self
 
 
@@ -396,9 +238,3 @@ def lineage(manifest: ReleaseManifest) -> dict[str, str]:
 def is_served(field: str) -> bool:
     """Whether the piece at ``field`` is loaded to answer a request."""
     return field.partition(".")[0] in SERVED
-
-
-def _unique(what: str, names: Iterable[str]) -> None:
-    twice = [name for name, count in Counter(names).items() if count > 1]
-    if twice:
-        raise ValueError(f"{what}: {twice[0]!r} is there twice")

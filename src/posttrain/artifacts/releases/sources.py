@@ -7,6 +7,7 @@ Here: the two places behind one small contract, and remembering which file hashe
 from __future__ import annotations
 
 import threading
+import time
 from pathlib import Path
 from typing import NamedTuple, Protocol
 
@@ -20,6 +21,7 @@ FILES_FOLDER = "files"
 ARTIFACTS_FOLDER = "artifacts"
 SIGNATURES_FOLDER = "signatures"
 MANIFEST_FILE = "manifest.json"
+_CLOCK_NS = 50_000_000  # file times move in steps of up to 10 ms
 
 
 class PieceSource(Protocol):
@@ -102,9 +104,11 @@ class VerificationCache:
     """Remembers which file hashed to what, so that checking a warm release costs one ``stat`` a file.
 
     Kept in the memory of one process and trusted for no other. A file is hashed again when its device, inode, size,
-    modification time or change time is another. Covered: every write through the file system, renames, and a forged
-    modification time (that changes the change time). Not covered: rotten bits on the disk, a write past the file
-    system, a clock turned back to the nanosecond; ``deep`` hashes everything again and finds those.
+    modification time or change time is another; one that changed within the last moment is not remembered, since the
+    system's clock could not tell a second write from the first. Covered: every write through the file system,
+    renames, and a forged modification time (that changes the change time). Not covered: rotten bits on the disk, a
+    write past the file system, a clock turned back to the nanosecond; ``deep`` hashes everything again and finds
+    those.
     """
 
     def __init__(self) -> None:
@@ -118,8 +122,10 @@ class VerificationCache:
             known = None if deep else self._known.get(before)
         if known is not None:
             return known
+        started_ns = time.time_ns()
         digest = digest_file(path)
-        if _facts(path) == before:  # else somebody wrote meanwhile, and nobody knows what was hashed
+        # Where somebody writes meanwhile, nobody knows what was hashed.
+        if _facts(path) == before and before.changed_ns < started_ns - _CLOCK_NS:
             with self._lock:
                 self._known[before] = digest
         return digest

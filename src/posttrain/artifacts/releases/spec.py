@@ -26,7 +26,8 @@ from typing import Any, Self, TypeAlias, get_args
 from pydantic import BaseModel, Field, ValidationError, model_validator
 from pydantic_core import ErrorDetails
 
-from posttrain.artifacts.releases.records import Name, ReleaseName, RollbackPolicy, Sampling, SloPolicy
+from posttrain.artifacts.releases.fields import Name, ReleaseName, Sampling
+from posttrain.artifacts.releases.policies import RollbackPolicy, SloPolicy
 from posttrain.core.documents import Record
 from posttrain.core.errors import ConfigError
 from posttrain.core.suggest import did_you_mean
