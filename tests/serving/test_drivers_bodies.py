@@ -32,7 +32,7 @@ def test_the_pieces_of_a_stream_are_the_text_up_to_its_first_stop(text: str, sto
         if stream.stopped:
             break
     sent += stream.rest()
-    # Of several stops the one that is whole first counts, and of those that are whole together the one that begins first.
+    # The stop that is whole first counts, and of those that are whole together the one that begins first.
     ends = [place + len(stop) for stop in stops if (place := text.find(stop)) >= 0]
     seen = text[: min(ends)] if ends else text
     places = [place for stop in stops if (place := seen.find(stop)) >= 0]
