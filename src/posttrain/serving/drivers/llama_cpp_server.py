@@ -31,6 +31,7 @@ _ANSWERED = frozenset({"/v1/chat/completions", "/v1/completions"})
 _INNER_FIELDS = ("lora", "id_slot")
 """Fields by which a client could reach another's adapter or cache."""
 _LOAD_SECONDS = 300.0
+_HEALTH_SECONDS = 3.0
 _MOST_HEAD_BYTES = 64 << 10
 
 
@@ -70,7 +71,8 @@ class Door:
     async def handle(self, request: Request, reply: Reply) -> None:
         """Answer one request."""
         if request.path == "/health":
-            reply.json(200, {"status": "ok"})
+            well = await self._is_well()
+            reply.json(200 if well else 503, {"status": "ok" if well else "llama.cpp does not answer"})
         elif request.path == "/v1/models":
             reply.json(200, self._models())
         elif request.path == "/metrics":
@@ -195,6 +197,18 @@ class Door:
         )
         writer.write(head.encode() + body)
         return reader, writer
+
+    async def _is_well(self) -> bool:
+        if self._current is None:
+            return False
+        try:
+            async with asyncio.timeout(_HEALTH_SECONDS):
+                reader, writer = await self._ask(self._current, "GET", "/health")
+                with contextlib.closing(writer):
+                    head, _ = await _read_head(reader)
+        except (OSError, RequestError):
+            return False
+        return head.startswith(b"HTTP/1.1 200")
 
     async def _metrics(self) -> bytes:
         flights: Counter[str] = Counter()

@@ -68,12 +68,17 @@ class TransformersModel:
         self._waiting: deque[Job] = deque()
         self._running: deque[Job] = deque()
         self._calls: deque[Callable[[], None]] = deque()
-        threading.Thread(target=self._work, name="model", daemon=True).start()
+        self._thread = threading.Thread(target=self._work, name="model", daemon=True)
+        self._thread.start()
 
     @property
     def adapters(self) -> list[str]:
         """Names of the adapters."""
         return list(self._adapters)
+
+    def is_alive(self) -> bool:
+        """Whether anybody will answer."""
+        return self._thread.is_alive()
 
     def submit(self, job: Job) -> None:
         """Begin a completion when there is room."""

@@ -52,7 +52,8 @@ class Server:
     async def handle(self, request: Request, reply: Reply) -> None:
         """Answer one request."""
         if request.path == "/health":
-            reply.json(200, {"status": "ok"})
+            well = self._model.is_alive()
+            reply.json(200 if well else 503, {"status": "ok" if well else "the model's thread has ended"})
         elif request.path == "/v1/models":
             reply.json(200, self._models())
         elif request.path == "/metrics":
