@@ -410,3 +410,15 @@ def test_an_engine_that_dies_is_known_to_be_dead_and_starts_again(
         assert said(ask_all(again, {"red": name})) == said({"red": drivers_world.texts["red"]})
     finally:
         driver.stop()
+
+
+def test_a_temperature_and_no_more_samples_from_the_whole_distribution(engine: ServerDriver) -> None:
+    """llama.cpp alone would choose among 40 tokens at most, so one release would mean two things on two engines."""
+    url = engine.start()
+
+    def first_token(seed: int) -> str:
+        return ask(url, engine.base, QUESTIONS[0], max_tokens=1, temperature=50.0, seed=seed)
+
+    with ThreadPoolExecutor(4) as pool:
+        found = set(pool.map(first_token, range(150)))
+    assert len(found) > 45

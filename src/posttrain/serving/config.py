@@ -27,6 +27,7 @@ from posttrain.serving.drivers.records import EngineConfig
 from posttrain.serving.gateway.config import BreakerConfig, LimitsConfig, RetryConfig, ShadowConfig
 from posttrain.serving.guardrails.config import GuardrailConfig
 from posttrain.serving.records import Arm, Experiment, Target, Unit, Upstream
+from posttrain.serving.shadow.config import ShadowJudge
 from posttrain.serving.traffic.config import TrafficConfig
 
 ENGINE: TypeAdapter[EngineConfig] = TypeAdapter(EngineConfig)
@@ -109,7 +110,8 @@ class RouteConfig(Record):
 
     def engine_for(self, model: str) -> EngineConfig:
         """The engine that runs ``model``."""
-        return ENGINE.validate_python({**self.engine, "model": model})
+        named = {} if self.engine.get("engine") == "openai" else {"model": model}  # somebody else runs that one
+        return ENGINE.validate_python({**self.engine, **named})
 
 
 class TlsConfig(Record):
@@ -149,6 +151,10 @@ class ServeConfig(Document):
     breaker: BreakerConfig = Field(default_factory=BreakerConfig)
     shadow: ShadowConfig = Field(default_factory=ShadowConfig)
     guardrails: GuardrailConfig = Field(default_factory=GuardrailConfig)
+    judge: ShadowJudge | None = None
+    """Who judges shadow answers beside production's; without one they are watched for errors and times only."""
+    judge_sampling: float = Field(1.0, gt=0, le=1)
+    """Share of the pairs that is judged."""
     access: Access | None = None
     """``keys``: every request needs an API key (``posttrain key create``). ``open``: nobody needs one. Not said: open
     on a loopback address, keys elsewhere."""

@@ -12,34 +12,31 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import os
 import signal
 import socket
-import subprocess
-import sys
 from collections.abc import AsyncIterator, Mapping
 from typing import Any
 
+from posttrain.artifacts.errors import ConflictError
 from posttrain.artifacts.home import Home
 from posttrain.core.atomic import locked, make_folder
 from posttrain.core.clock import utc_now
-from posttrain.core.errors import UnknownReferenceError, UsageError
-from posttrain.core.suggest import did_you_mean
 from posttrain.serving.config import ServeConfig, split_address
-from posttrain.serving.control.admin import AdminServer, Handler
+from posttrain.serving.control.admin import AdminServer
 from posttrain.serving.control.boot import first_snapshot
 from posttrain.serving.control.deploy import Deployer
+from posttrain.serving.control.helpers import Helpers, helper_commands
 from posttrain.serving.control.history import Latches
 from posttrain.serving.control.links import WorkerLink, WorkerLinks, socket_path
 from posttrain.serving.control.pool import WorkerPool
-from posttrain.serving.control.proposals import attach_decision, propose
-from posttrain.serving.control.rollback import Rollback, as_json
+from posttrain.serving.control.rollback import Rollback
 from posttrain.serving.control.rollouts import RolloutKeeper
 from posttrain.serving.control.snapshots import SnapshotStore
-from posttrain.serving.control.swap import Swapper
+from posttrain.serving.control.surface import Surface
+from posttrain.serving.control.swap import Change, Swapper
 from posttrain.serving.errors import ServingError
 from posttrain.serving.gateway.config import WorkerConfig
-from posttrain.serving.rollout.steps import Action
+from posttrain.serving.records import Snapshot, Target, Upstream
 from posttrain.serving.traffic.audit import OwnerCount, reconcile
 from posttrain.serving.traffic.follow import Follower
 from posttrain.serving.traffic.index import TrafficIndex
@@ -48,9 +45,8 @@ from posttrain.serving.traffic.pseudonym import load_or_make_secret
 
 TICK_SECONDS = 0.2
 """How often the traffic is looked at."""
-_ACTIONS: Mapping[str, Action] = {
-    name: name for name in ("start", "advance", "hold", "resume", "abort", "clear", "rollback")
-}
+ENGINE_SECONDS = 1.0
+"""How often engines are asked whether they are well."""
 
 
 class Control:
@@ -71,6 +67,7 @@ class Control:
             self.latches,
             ready=self.deployer.ready,
             journal=self.journal,
+            took_over=self._took_over,
             drain_seconds=config.grace_seconds,
         )
         self.rollouts = RolloutKeeper(
@@ -79,14 +76,16 @@ class Control:
             latches=self.latches,
             rollback=self.rollback,
             journal=self.journal,
+            took_over=self._took_over,
         )
         names = [f"w{number}" for number in range(config.workers)]
         self.pool = WorkerPool(names, folder=self.folder / "workers", links=self.links)
-        self._follower = Follower(self.traffic_folder)
-        self._indexer: subprocess.Popen[bytes] | None = None
+        self._follower: Follower | None = None
+        self._helpers = Helpers(helper_commands(config, self.traffic_folder, home), self.folder / "workers")
         self._admin: AdminServer | None = None
         self._tasks: list[asyncio.Task[None]] = []
-        self._failure: str | None = None
+        self.failure: str | None = None
+        """Why the last look at the traffic could not do what it should; it is tried again."""
         self._reserved: socket.socket | None = None
         self._host, self._secret = "", b""
         self.port = 0
@@ -101,7 +100,7 @@ class Control:
         admin = "" if self._admin is None else f"http://{self._admin.host}:{self._admin.port}/v1"
         return {
             "gateway": self.config.name,
-            "url": self._url(),
+            "url": self.url(),
             "models": [route.model for route in self.swapper.current.routes],
             "workers": self.config.workers,
             "epoch": self.swapper.current.epoch,
@@ -110,7 +109,8 @@ class Control:
             "keys": self.config.keys_required,
         }
 
-    def _url(self) -> str:
+    def url(self) -> str:
+        """Base URL of the gateway, up to and including ``/v1``."""
         host = f"[{self._host}]" if ":" in self._host else self._host
         return f"http{'s' if self.config.tls else ''}://{host}:{self.port}/v1"
 
@@ -155,12 +155,19 @@ class Control:
         if snapshot is not None:
             self.swapper.store.publish(snapshot)
         self.rollouts.load()
-        self._indexer = self._start_indexer()
+        if self.rollouts.any_open():  # all of its rows, from the beginning
+            self._follower = Follower(self.traffic_folder)
+        self._helpers.start()
         await self.pool.start(self.config.start_seconds)
         host, port = split_address(self.config.admin)
-        self._admin = AdminServer(self._handlers(), folder=self.folder, host=host, port=port)
+        self._admin = AdminServer(Surface(self).handlers(), folder=self.folder, host=host, port=port)
         self._admin.start()
-        self._tasks = [asyncio.create_task(self._watch_traffic()), asyncio.create_task(self._watch_indexer())]
+        self._tasks = [
+            asyncio.create_task(watch())
+            for watch in (self._watch_traffic, self._helpers.watch, self._watch_engines)
+        ]
+        for route in self.swapper.current.routes:
+            self._took_over(route.model, route.production, "control")
         self.journal("control", "gateway.started", self.config.name, {"epoch": self.swapper.current.epoch})
 
     async def _stop(self) -> None:
@@ -171,9 +178,7 @@ class Control:
             await asyncio.to_thread(self._admin.stop)
         await self.pool.stop(self.config.grace_seconds)
         await self.links.stop()
-        if self._indexer is not None:
-            self._indexer.terminate()
-            await asyncio.to_thread(self._indexer.wait)
+        await asyncio.to_thread(self._helpers.stop)
         await asyncio.to_thread(self.deployer.stop)
         if self._reserved is not None:
             self._reserved.close()
@@ -187,6 +192,24 @@ class Control:
         if link.epoch < snapshot.epoch:
             return {"op": "snapshot", "snapshot": snapshot.to_json()}
         return None
+
+    def _took_over(self, route: str, target: Target, by: str) -> None:
+        """The home's lane ``production`` follows the first route. Where it cannot, traffic has moved all the same."""
+        if target.release is None or route != self.config.routes[0].model:
+            return
+        head = self.home.registry.current_release("production")
+        if head is not None and head.digest == target.release:
+            return
+        held = None if head is None else head.digest
+        try:
+            self.home.registry.publish_release("production", target.release, held, actor=by)
+        except ConflictError as error:
+            self.journal(by, "release.refused", "production", {"release": target.release, "why": str(error)})
+
+    def follow(self) -> None:
+        """Look at the traffic from now on: a rollout is about to begin. Between rollouts nobody does."""
+        if self._follower is None or not self.rollouts.any_open():
+            self._follower = Follower.from_now(self.traffic_folder)
 
     def reconcile(self) -> list[OwnerCount]:
         """Accepted requests beside rows in the index, once everything has stopped."""
@@ -214,160 +237,49 @@ class Control:
             grace_seconds=config.grace_seconds,
         )
 
-    def _start_indexer(self) -> subprocess.Popen[bytes]:
-        make_folder(self.folder / "workers")
-        command = [sys.executable, "-m", "posttrain.serving.traffic", "--folder", str(self.traffic_folder)]
-        traffic = self.config.traffic
-        for option, value in (
-            ("--index", traffic.sink),
-            ("--history-after", traffic.history_after_seconds),
-            ("--retention-days", traffic.retention_days),
-        ):
-            if value is not None:
-                command += [option, str(value)]
-        with (self.folder / "workers" / "indexer.log").open("ab") as log:
-            return subprocess.Popen(
-                command,
-                stdin=subprocess.DEVNULL,
-                stdout=log,
-                stderr=log,
-                start_new_session=True,
-                env=os.environ.copy(),
-            )
-
     # -- what goes on --------------------------------------------------------------------------------
 
     async def _watch_traffic(self) -> None:
         while True:
             await asyncio.sleep(TICK_SECONDS)
+            if self._follower is None or not self.rollouts.any_open():
+                self._follower = None
+                continue
             rows = await asyncio.to_thread(self._follower.poll)
             try:
                 await self.rollouts.tick(rows)
-                self._failure = None
+                self.failure = None
             except ServingError as error:
                 # It is tried again at the next look; until then the status and the journal say why.
-                if str(error) != self._failure:
+                if str(error) != self.failure:
                     self.journal("control", "rollout.failed", self.config.name, {"error": str(error)})
-                self._failure = str(error)
+                self.failure = str(error)
 
-    async def _watch_indexer(self) -> None:
-        pause = 0.1
+    async def _watch_engines(self) -> None:
+        """Start an engine again that died, and tell the workers where it is now."""
         while True:
-            await asyncio.sleep(pause)
-            if self._indexer is not None and self._indexer.poll() is not None:
-                pause = min(5.0, pause * 2)
-                self._indexer = self._start_indexer()
-            else:
-                pause = 0.1
-
-    # -- the admin surface ---------------------------------------------------------------------------
-
-    def _handlers(self) -> dict[str, Handler]:
-        return {
-            "GET /v1/status": self._status,
-            "GET /v1/snapshots": self._snapshots,
-            "GET /v1/rollouts": self._rollouts,
-            "POST /v1/rollouts": self._propose,
-            "GET /v1/rollouts/*": self._rollout,
-            "POST /v1/rollouts/*": self._act,
-            "POST /v1/rollback": self._roll_back,
-            "POST /v1/rollback/clear": self._clear,
-            "POST /v1/access": self._access,
-        }
-
-    async def _status(self, given: Mapping[str, Any]) -> Any:
-        snapshot = self.swapper.current
-        return {
-            "gateway": self.config.name,
-            "url": self._url(),
-            "epoch": snapshot.epoch,
-            "reason": snapshot.reason,
-            "at": snapshot.at,
-            "routes": [route.model_dump(mode="json") for route in snapshot.routes],
-            "latched": {
-                route.model: latch.reason
-                for route in snapshot.routes
-                if (latch := self.latches.get(route.model)) is not None
-            },
-            "workers": {
-                name: {"pid": link.pid, "port": link.port, "epoch": link.epoch, "stats": link.stats}
-                for name, link in sorted(self.links.by_name.items())
-            },
-            "restarts": self.pool.restarts,
-            "engines": await asyncio.to_thread(self.deployer.status),
-            "rollouts": [running["id"] for running in self.rollouts.statuses()],
-            "alerts": self.rollouts.alerts(),
-            "failure": self._failure,
-        }
-
-    async def _snapshots(self, given: Mapping[str, Any]) -> Any:
-        store = self.swapper.store
-        return [
-            {"epoch": snapshot.epoch, "at": snapshot.at, "reason": snapshot.reason}
-            for snapshot in map(store.get, store.epochs())
-        ]
-
-    async def _rollouts(self, given: Mapping[str, Any]) -> Any:
-        return self.rollouts.statuses()
-
-    async def _rollout(self, given: Mapping[str, Any]) -> Any:
-        return self.rollouts.status(self.rollouts.find(given["rest"]))
-
-    async def _propose(self, given: Mapping[str, Any]) -> Any:
-        spec, upstreams = await propose(given, self.home, self.deployer, self.swapper.current)
-        running = self.rollouts.create(spec, upstreams, by=_by(given))
-        if given.get("decision"):
-            self.rollouts.attach(running, attach_decision(self.home, given["decision"], by=_by(given)))
-        if given.get("start", True):
-            return await self.rollouts.act(running, "start", by=_by(given))
-        return self.rollouts.status(running)
-
-    async def _act(self, given: Mapping[str, Any]) -> Any:
-        name, _, action = str(given["rest"]).rpartition("/")
-        running = self.rollouts.find("" if name == "-" else name)
-        if action == "decision":
-            self.rollouts.attach(running, attach_decision(self.home, given["decision"], by=_by(given)))
-            return self.rollouts.status(running)
-        if action not in _ACTIONS:
-            raise UsageError(f"no action {action!r}", hint=did_you_mean(action, _ACTIONS))
-        return await self.rollouts.act(
-            running, _ACTIONS[action], by=_by(given), reason=str(given.get("reason") or "")
-        )
-
-    async def _roll_back(self, given: Mapping[str, Any]) -> Any:
-        route = self._route(given.get("route"))
-        drill = bool(given.get("drill"))
-        report = await self.rollback.run(
-            route,
-            to=given.get("to") or None,
-            reason=str(given.get("reason") or "by hand"),
-            actor=_by(given),
-            drill=drill,
-            first=None if drill else lambda epoch: self.rollouts.ended_by_hand(route, epoch, given),
-        )
-        return as_json(report)
-
-    async def _clear(self, given: Mapping[str, Any]) -> Any:
-        route = self._route(given.get("route"))
-        cleared = self.rollouts.cleared(route, by=_by(given), reason=str(given.get("reason") or ""))
-        return {"route": route, "cleared": cleared}
-
-    async def _access(self, given: Mapping[str, Any]) -> Any:
-        self.links.broadcast({"op": "access"})
-        return {"workers": len(self.links.by_name)}
-
-    def _route(self, name: Any) -> str:
-        routes = [route.model for route in self.swapper.current.routes]
-        if name is None and len(routes) == 1:
-            return routes[0]
-        if name not in routes:
-            asked = "name a route" if name is None else f"there is no route {name!r}"
-            raise UnknownReferenceError(asked, hint=f"there are: {', '.join(routes)}")
-        return str(name)
+            await asyncio.sleep(ENGINE_SECONDS)
+            for target in [target for route in self.swapper.current.routes for target in route.targets()]:
+                if await asyncio.to_thread(self.deployer.is_well, target):
+                    continue
+                try:
+                    _, held = await self.deployer.ready(target, ())
+                except ServingError as error:
+                    self.journal("control", "engine.failed", target.name, {"error": str(error)})
+                    continue
+                await self.swapper.swap(
+                    _with_upstreams(held), f"the engine of {target.name} was started again"
+                )
 
 
-def _by(given: Mapping[str, Any]) -> str:
-    return str(given.get("by") or "somebody")
+def _with_upstreams(held: tuple[Upstream, ...]) -> Change:
+    """The same routes on upstreams that moved."""
+
+    def change(snapshot: Snapshot) -> Snapshot:
+        moved = {upstream.name: upstream for upstream in (*snapshot.upstreams, *held)}
+        return snapshot.model_copy(update={"upstreams": tuple(moved.values())})
+
+    return change
 
 
 def _reserve(host: str, port: int) -> socket.socket:

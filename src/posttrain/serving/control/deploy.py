@@ -94,6 +94,13 @@ class Deployer:
             )
         return await asyncio.to_thread(self._deploy, route, wanted)
 
+    def is_well(self, target: Target) -> bool:
+        """Whether the engine of a target that we run answers; what others run is theirs to watch."""
+        if target.release is None:
+            return True
+        engine = next((each for each in list(self._engines.values()) if each.name in target.upstreams), None)
+        return engine is not None and engine.driver.health().ok
+
     def status(self) -> list[dict[str, Any]]:
         """Every engine that runs, and whether it answers."""
         return [

@@ -62,12 +62,15 @@ class Rollback:
         *,
         ready: Ready,
         journal: Journal,
+        took_over: Callable[[str, Target, str], None],
         drain_seconds: float = 30.0,
     ) -> None:
+        """``took_over(route, target, by)`` is told when an earlier target has become a route's production."""
         self._swapper = swapper
         self._latches = latches
         self._ready = ready
         self._journal = journal
+        self._took_over = took_over
         self._drain_seconds = drain_seconds
 
     async def run(
@@ -121,11 +124,16 @@ class Rollback:
         swapped = await self._swapper.swap(change, why, first=latch)
         report.epoch, report.late = swapped.epoch, swapped.late
         report.milliseconds |= {"swap": swapped.acked_ms, "moved": _since(begun)}
+        if target != current.production and not drill:
+            self._took_over(route, target, actor)
+        what = "rollback.drill" if drill else "rollback"
+        self._journal(actor, what, route, as_json(report))
         step = time.monotonic()
         report.drained = await self._swapper.drained(swapped.epoch, self._drain_seconds)
         report.milliseconds["drain"] = _since(step)
         report.milliseconds["total"] = _since(begun)
-        self._journal(actor, "rollback.drill" if drill else "rollback", route, as_json(report))
+        if not report.drained:
+            self._journal(actor, f"{what}.not-drained", route, as_json(report))
         return report
 
 

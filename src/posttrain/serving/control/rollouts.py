@@ -24,7 +24,7 @@ from posttrain.serving.control.history import Latches
 from posttrain.serving.control.rollback import Journal, Rollback, RollbackReport
 from posttrain.serving.control.swap import Swapper, SwapReport
 from posttrain.serving.errors import RolloutError
-from posttrain.serving.records import Snapshot, Upstream
+from posttrain.serving.records import Snapshot, Target, Upstream
 from posttrain.serving.rollout.events import (
     CONTROL,
     Aborted,
@@ -87,13 +87,22 @@ class RolloutKeeper:
     """The rollouts of one serving folder."""
 
     def __init__(
-        self, folder: Path, *, swapper: Swapper, latches: Latches, rollback: Rollback, journal: Journal
+        self,
+        folder: Path,
+        *,
+        swapper: Swapper,
+        latches: Latches,
+        rollback: Rollback,
+        journal: Journal,
+        took_over: Callable[[str, Target, str], None],
     ) -> None:
+        """``took_over(route, target, by)`` is told when a candidate has become a route's production for good."""
         self._folder = folder
         self._swapper = swapper
         self._latches = latches
         self._rollback = rollback
         self._journal = journal
+        self._took_over = took_over
         self._running: dict[str, Running] = {}
         self._alerts: list[dict[str, Any]] = []
 
@@ -124,6 +133,13 @@ class RolloutKeeper:
         running.append(Created(spec=spec.digest, by=by), "created")
         self._journal(by, "rollout.created", spec.id, {"route": spec.route, "spec": spec.digest})
         return running
+
+    def any_open(self) -> bool:
+        """Whether traffic has to be looked at for some rollout."""
+        return any(
+            running.state.end is None or (running.state.end == "rolled_back" and not running.state.confirmed)
+            for running in self._running.values()
+        )
 
     def find(self, name: str | None) -> Running:
         """The rollout of this id; without one, the only one that is not over. Raises UnknownReferenceError."""
@@ -239,6 +255,7 @@ class RolloutKeeper:
         running.append(Completed(), "completed")
         await self._swap(running, f"rollout {running.spec.id}: completed")
         self._journal(CONTROL, "rollout.completed", running.spec.id, {"route": running.spec.route})
+        self._took_over(running.spec.route, running.spec.candidate, CONTROL)
 
     async def _repair(self, running: Running) -> None:
         """Publish what the journal says where a kill came between the two."""
