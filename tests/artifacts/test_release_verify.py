@@ -164,6 +164,19 @@ def test_a_changed_or_missing_manifest_is_named(home: Home, tmp_path: Path) -> N
     assert verify_release(home, "v1") == []
 
 
+def test_verify_home_covers_releases(home: Home, tmp_path: Path) -> None:
+    release = _everything(home, tmp_path)
+    files = _files(home, release)
+    for name in (f"release/{RELEASE_FILE}", "base/model.safetensors", "configuration.hyperparams"):
+        path = next(path for known, path in files.items() if known.startswith(name))
+        whole = path.read_bytes()
+        path.unlink()
+        assert verify_home(home) != [], name
+        path.write_bytes(whole)
+    home.store.remove(release.inputs["adapters.math"])
+    assert {problem.path for problem in verify_home(home)} >= {"adapters.math"}
+
+
 def test_what_the_release_says_wrongly_is_found(home: Home, tmp_path: Path) -> None:
     """Releases that no ``create`` writes: another kind, files that are not there, lineage that keeps nothing."""
     manifest = read_release(home, _everything(home, tmp_path))

@@ -2,7 +2,7 @@
 
 ``records`` is the manifest, ``policies`` what is agreed beforehand, ``spec`` what a person writes, ``create`` and
 ``derive`` make one of the other, ``verify`` derives every digest again, ``load`` hands over the folders, ``lanes``
-publishes by compare-and-set; ``signing``, ``diff``, ``export`` and ``checklist`` (lesson L08's form) do what they say.
+publishes by compare-and-set; ``signing``, ``diff``, ``export`` and ``checklist`` (the short form) do what they say.
 Names are resolved when first used.
 """
 

@@ -1,4 +1,4 @@
-"""The short form of a release in lesson L08's production checklist, and back.
+"""The short form of a release that a production checklist asks for, and back.
 
 Here: the mapping, documented field by field below. Not here: the manifest (``records``), spec files (``spec``).
 

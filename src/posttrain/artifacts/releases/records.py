@@ -1,8 +1,8 @@
 """What a release is: everything that decides an answer, each piece by its digest.
 
 Here: the manifest and its pieces, as frozen, torch-free records. Not here: its policies (``policies``), how it is
-written (``spec``, ``create``), whether its pieces are as they were (``verify``), lesson L08's short form
-(``checklist``).
+written (``spec``, ``create``), whether its pieces are as they were (``verify``), the short form of a
+production checklist (``checklist``).
 
 To add a field: give it a default that means what an old release meant, yield its piece from
 :func:`pieces` if it is one, and keep a golden file beside the old ones. A meaning that an old reader would get wrong
@@ -139,7 +139,7 @@ class GateDecision(Record):
 
 
 class ReleaseManifest(Document):
-    """A release: what lesson L08 asks for, widened by L05's list. No wall-clock time, host name or path enters it."""
+    """A release: what must be frozen to go back to it exactly. No wall-clock time, host name or path enters it."""
 
     record_kind: ClassVar[str] = "release"
 

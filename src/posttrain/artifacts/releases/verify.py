@@ -132,6 +132,8 @@ def check_release(source: PieceSource, digest: str, check: Check, signatures: li
         manifest = ReleaseManifest.from_json(raw)
     except DataError as error:
         return [*problems, Problem(digest, f"release/{RELEASE_FILE}", error.message)]
+    except OSError as error:  # not hashed before, or gone since
+        return [*problems, Problem(digest, f"release/{RELEASE_FILE}", f"cannot be read: {error.strerror}")]
     if raw != manifest.to_bytes() + b"\n":
         problems.append(Problem(digest, f"release/{RELEASE_FILE}", "is not canonical JSON"))
     if dict(artifact.inputs) != lineage(manifest):
