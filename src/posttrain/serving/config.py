@@ -110,7 +110,9 @@ class RouteConfig(Record):
 
     def engine_for(self, model: str) -> EngineConfig:
         """The engine that runs ``model``."""
-        named = {} if self.engine.get("engine") == "openai" else {"model": model}  # somebody else runs that one
+        named = (
+            {} if self.engine.get("engine") == "openai" else {"model": model}
+        )  # somebody else runs that one
         return ENGINE.validate_python({**self.engine, **named})
 
 

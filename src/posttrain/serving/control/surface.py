@@ -84,6 +84,7 @@ class Surface:
         return self._control.rollouts.status(self._control.rollouts.find(given["rest"]))
 
     async def _propose(self, given: Mapping[str, Any]) -> Any:
+        self._control.latches.refuse(self._route(given.get("route")))  # before anything is loaded
         spec, upstreams = await propose(
             given, self._control.home, self._control.deployer, self._control.swapper.current
         )
