@@ -13,7 +13,8 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from posttrain.serving.gateway.config import LimitsConfig
+from posttrain.serving.gateway.config import BreakerConfig, LimitsConfig, RetryConfig
+from posttrain.serving.guardrails import read_guardrails
 from tests.serving.gateway_world import World, chat, request_bytes, threaded_world
 
 LIMITS = LimitsConfig(
@@ -27,7 +28,8 @@ SHORT = LIMITS.model_copy(update={"header_seconds": 0.3, "body_seconds": 0.3, "k
 
 @pytest.fixture(scope="module")
 def hostile_place(tmp_path_factory: pytest.TempPathFactory) -> Iterator[World]:
-    with threaded_world(tmp_path_factory.mktemp("hostile"), limits=LIMITS) as place:
+    breaker = BreakerConfig(failures=10**6, window=10**6)
+    with threaded_world(tmp_path_factory.mktemp("hostile"), limits=LIMITS, breaker=breaker) as place:
         yield place
 
 
@@ -318,6 +320,42 @@ def test_random_fields(hostile_place: World, said: dict[str, object], path: str,
     got = exchange(hostile_place, request_bytes(body, path, headers={"connection": "close"}), end=False)
     assert len(statuses(got)) == 1
     assert statuses(got)[0] in ((200, 400, 413) if valid else (200, 400, 404, 413)), got
+
+
+answers = st.dictionaries(
+    st.sampled_from(
+        ["choices", "usage", "error", "index", "message", "delta", "text", "content", "role", "finish_reason",
+         "tool_calls", "function", "arguments", "name", "id", "logprobs", "prompt_tokens", "prompt_tokens_details",
+         "reasoning_content"]
+    ),
+    st.deferred(lambda: answers | st.lists(answers, max_size=3) | json_values),
+    max_size=6,
+)  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def guarded_place(tmp_path_factory: pytest.TempPathFactory) -> Iterator[World]:
+    guardrails = read_guardrails({"rules": [{"kind": "personal_data"}]})
+    with threaded_world(
+        tmp_path_factory.mktemp("guarded"), limits=LIMITS, guardrails=guardrails, retries=RetryConfig(tries=1),
+        breaker=BreakerConfig(failures=10**6, window=10**6),
+    ) as place:  # fmt: skip
+        yield place
+
+
+@fuzz
+@given(answers, st.lists(answers, max_size=4), st.booleans(), st.booleans())
+def test_random_answers_of_upstreams(
+    guarded_place: World, hostile_place: World, answer: object, events: object, stream: bool, guarded: bool
+) -> None:
+    place = guarded_place if guarded else hostile_place
+    how = {"raw": json.dumps(answer), "events": events}
+    client = socket.create_connection(("127.0.0.1", place.worker.port))
+    with client:
+        client.settimeout(10)
+        client.sendall(request_bytes(chat(mock=how, stream=stream), headers={"connection": "close"}))
+        got = read_all(client)
+    assert statuses(got)[:1] in ([200], [502], [503]), got
 
 
 @fuzz

@@ -6,7 +6,7 @@ and how many ``times``, ``chunks`` of a stream, ``gap`` seconds between them, ``
 ``in head``, ``in body``), ``garbage`` (``http``, ``json``, ``event``, ``first event``, ``html``), ``framing``
 (``chunked``, ``length``, ``close``), ``close`` the connection after the answer, ``usage`` false, ``done`` false,
 ``crlf``, ``pieces`` bytes a write, ``raw`` JSON, ``junk`` behind the answer (``at once``, ``later``), ``headers``
-lines, ``error event``.
+lines, ``error event``, ``events`` instead of its own.
 """
 
 from __future__ import annotations
@@ -165,6 +165,8 @@ class Upstream:
         return answer
 
     def _events(self, body: dict[str, Any], how: dict[str, Any], chat: bool) -> list[str]:
+        if "events" in how:
+            return [json.dumps(event) for event in how["events"]]
         base = {"id": "x", "object": "chat.completion.chunk", "created": 1, "model": body["model"]}
         chunks = how.get("chunks", 3)
         text = self._text(body, how)

@@ -12,6 +12,7 @@ from typing import ClassVar, Literal, Self
 from pydantic import Field, SecretStr, field_serializer, model_validator
 
 from posttrain.core.documents import Document, Record
+from posttrain.serving.guardrails.config import GuardrailConfig
 from posttrain.serving.traffic.config import TrafficConfig
 
 
@@ -126,6 +127,14 @@ class WorkerConfig(Document):
     """PEM file with its private key."""
     access: str | None = None
     """File of API keys; without it everybody may ask."""
+    budgets: str | None = None
+    """File of the counters that all workers share; without it keys' budgets are not kept."""
+    index: int = Field(0, ge=0)
+    """The how manieth worker it is, from 0: its part of the counters."""
+    workers: int = Field(1, ge=1)
+    """How many there are."""
+    guardrails: GuardrailConfig | None = None
+    """Rules over what is asked and answered."""
     grace_seconds: float = Field(30.0, ge=0)
     """How long requests in flight may take to end after SIGTERM."""
 
@@ -138,6 +147,8 @@ class WorkerConfig(Document):
     def _check(self) -> Self:
         if (self.tls_certificate is None) != (self.tls_key is None):
             raise ValueError("tls_certificate and tls_key: give both or none")
+        if self.index >= self.workers:
+            raise ValueError(f"index: {self.index} is not below workers, which is {self.workers}")
         if self.hash_secret is not None and not 16 <= len(self.hash_secret.get_secret_value().encode()) <= 64:
             raise ValueError("hash_secret: 16 to 64 bytes, such as those of `openssl rand -hex 32`")
         return self

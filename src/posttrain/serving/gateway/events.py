@@ -13,6 +13,8 @@ from typing import Any, Literal, TypeAlias
 
 import orjson
 
+from posttrain.serving.gateway.guard import AnswerGuard
+
 Endpoint: TypeAlias = Literal["chat", "completions"]
 
 UPSTREAM_PATHS: dict[Endpoint, bytes] = {"chat": b"/chat/completions", "completions": b"/completions"}
@@ -58,9 +60,9 @@ class Usage:
 class Answer:
     """What one answer said."""
 
-    __slots__ = ("_chat", "_size", "choices", "error", "finish", "limit", "usage")
+    __slots__ = ("_chat", "_size", "choices", "error", "finish", "guard", "limit", "usage")
 
-    def __init__(self, endpoint: Endpoint, limit: int) -> None:
+    def __init__(self, endpoint: Endpoint, limit: int, guard: AnswerGuard | None = None) -> None:
         self._chat = endpoint == "chat"
         self._size = 0
         self.limit = limit
@@ -72,21 +74,27 @@ class Answer:
         self.error: str | None = None
         """Where the upstream answered with an error in the middle."""
         self.usage = Usage()
+        self.guard = guard
+        """What is said here has passed it."""
 
     def response(self) -> Any:
         """For the row: the message or text, or a list of them."""
-        said = [self._said(self.choices[index]) for index in sorted(self.choices)]
+        said = [_joined(self.choices[index]) for index in sorted(self.choices)]
         return said[0] if len(said) == 1 else said or None
 
-    def take_whole(self, answer: Any) -> None:
-        """Read an answer that was not streamed. Raises BadAnswer."""
+    def take_whole(self, answer: Any) -> bool:
+        """Read an answer that was not streamed; whether a guard changed it. Raises BadAnswer."""
+        changed = False
         try:
+            self.usage.take(answer.get("usage"))
+            if self.guard is not None:
+                changed = self.guard.whole(answer, self.usage.completion)
             for choice in answer["choices"]:
                 self.choices[_index(choice)] = choice["message" if self._chat else "text"]
                 self._finished(choice.get("finish_reason"))
         except (KeyError, TypeError, AttributeError, IndexError) as error:
             raise BadAnswer("its answer has no choices") from error
-        self.usage.take(answer.get("usage"))
+        return changed
 
     def take_event(self, event: Any, size: int) -> bool:
         """Read one event of a stream; whether it is only about usage. Raises BadAnswer."""
@@ -110,7 +118,7 @@ class Answer:
                 else:
                     text = choice.get("text")
                     if type(text) is str and text:
-                        self.choices.setdefault(_index(choice), []).append(text)
+                        self.choices.setdefault(_index(choice), _Texts()).append(text)
                 finish = choice.get("finish_reason")
                 if finish is not None:
                     self._finished(finish)
@@ -121,37 +129,51 @@ class Answer:
     def _take_delta(self, index: int, delta: dict[str, Any]) -> None:
         message = self.choices.get(index)
         if message is None:
-            message = self.choices[index] = {"role": "assistant", "content": []}
+            message = self.choices[index] = _Message()
         content = delta.get("content")
         if type(content) is str and content:
-            message["content"].append(content)
+            message.content.append(content)
             if len(delta) == 1:
                 return
         for name, value in delta.items():
             if name == "tool_calls" and value:
-                _merge_calls(message.setdefault("tool_calls", {}), value)
-            elif name == "role" or not value:
-                continue
-            elif name != "content" and isinstance(value, str):
-                message.setdefault(name, []).append(value)
+                _merge_calls(message.calls, value)
+            elif name not in ("role", "content") and value and isinstance(value, str):
+                message.other.setdefault(name, []).append(value)
 
     def _finished(self, finish: Any) -> None:
         if self.finish is None and isinstance(finish, str):
             self.finish = _FINISHES.get(finish, "stop")
 
-    def _said(self, parts: Any) -> Any:
-        if isinstance(parts, list):
-            return "".join(parts)
-        if not (isinstance(parts, dict) and isinstance(parts.get("content"), list)):
-            return parts
-        message = {
-            name: "".join(value) if isinstance(value, list) else value for name, value in parts.items()
-        }
-        calls = message.get("tool_calls")
-        if isinstance(calls, dict):
-            message["tool_calls"] = [_joined(calls[index]) for index in sorted(calls)]
+
+class _Message:
+    """A message that is put together from the pieces of a stream."""
+
+    __slots__ = ("calls", "content", "other")
+
+    def __init__(self) -> None:
+        self.content: list[str] = []
+        self.other: dict[str, list[str]] = {}
+        self.calls: dict[int, dict[str, Any]] = {}
+
+    def joined(self) -> dict[str, Any]:
+        """As an answer that was not streamed would have it."""
+        message: dict[str, Any] = {"role": "assistant", "content": "".join(self.content)}
+        message |= {name: "".join(parts) for name, parts in self.other.items()}
+        if self.calls:
             message["content"] = message["content"] or None
+            message["tool_calls"] = [_joined_call(self.calls[index]) for index in sorted(self.calls)]
         return message
+
+
+def _joined(said: Any) -> Any:
+    if isinstance(said, _Message):
+        return said.joined()
+    return "".join(said) if isinstance(said, _Texts) else said
+
+
+class _Texts(list[str]):
+    """The pieces of a text."""
 
 
 class EventReader:
@@ -183,6 +205,8 @@ class EventReader:
             if not end:
                 return b""
             data = data[:end]
+        if self._answer.guard is not None:
+            return b"".join([self._guarded(event, self._answer.guard) for event in data.split(b"\n\n")])
         if data.find(b"\n\n") + 2 == end:
             return data if self._passes(data) else b""
         events = data.split(b"\n\n")
@@ -191,7 +215,11 @@ class EventReader:
     def end(self) -> bytes:
         """The stream is over: an event that was not ended by an empty line counts, too."""
         rest, self._rest = self._rest.rstrip(b"\r\n"), b""
-        return rest + b"\n\n" if rest and self._passes(rest) else b""
+        guard = self._answer.guard
+        if guard is None:
+            return rest + b"\n\n" if rest and self._passes(rest) else b""
+        last = self._guarded(rest, guard)
+        return last + b"".join([self._emit(event) for event in guard.end(self._answer.usage.completion)])
 
     def _passes(self, event: bytes) -> bool:
         payload = event[6:] if event.startswith(b"data: ") else _payload(event)
@@ -200,12 +228,31 @@ class EventReader:
         if payload[:6] == b"[DONE]":
             self.is_done = True
             return False
+        return not self._answer.take_event(_parsed(payload, event), len(event)) or self._usage_asked
+
+    def _guarded(self, event: bytes, guard: AnswerGuard) -> bytes:
+        """What leaves in an event's place."""
+        payload = _payload(event)
+        if payload is None:
+            return b": \n\n" if event else b""
+        if payload[:6] == b"[DONE]":
+            self.is_done = True
+            return b""
+        value = _parsed(payload, event)
         try:
-            value = orjson.loads(payload)
-        except ValueError:
-            # Data of several lines, or no JSON.
-            value = _several_lines(event)
-        return not self._answer.take_event(value, len(event)) or self._usage_asked
+            self._answer.usage.take(value.get("usage"))
+            events = guard.event(value)
+        except (KeyError, TypeError, AttributeError) as error:
+            raise BadAnswer("its events are not those of an answer") from error
+        if events is not None:
+            return b"".join([self._emit(item) for item in events])
+        passes = not self._answer.take_event(value, len(event)) or self._usage_asked
+        return event + b"\n\n" if passes else b""
+
+    def _emit(self, event: dict[str, Any]) -> bytes:
+        data = orjson.dumps(event)
+        passes = not self._answer.take_event(event, len(data)) or self._usage_asked
+        return b"data: %b\n\n" % data if passes else b""
 
 
 def error_event(body: bytes) -> bytes:
@@ -218,6 +265,13 @@ def _payload(event: bytes) -> bytes | None:
         if line.startswith(b"data:"):
             return line[5:].strip()
     return None
+
+
+def _parsed(payload: bytes, event: bytes) -> Any:
+    try:
+        return orjson.loads(payload)
+    except ValueError:
+        return _several_lines(event)  # or no JSON
 
 
 def _several_lines(event: bytes) -> Any:
@@ -241,7 +295,7 @@ def _merge_calls(calls: dict[int, Any], deltas: list[dict[str, Any]]) -> None:
                 function.setdefault(name, []).append(value)
 
 
-def _joined(call: dict[str, Any]) -> dict[str, Any]:
+def _joined_call(call: dict[str, Any]) -> dict[str, Any]:
     return {**call, "function": {name: "".join(parts) for name, parts in call["function"].items()}}
 
 

@@ -10,6 +10,7 @@ Nothing is sent to another upstream once a byte of an answer has gone out to the
 from __future__ import annotations
 
 import asyncio
+import logging
 import random
 import time
 from typing import Any
@@ -27,6 +28,7 @@ from posttrain.serving.gateway.events import (
     EventReader,
     error_event,
 )
+from posttrain.serving.gateway.guard import FILTERED
 from posttrain.serving.gateway.identity import SLICES_HEADER, Asker, read_slices
 from posttrain.serving.gateway.plan import Seat, Seating, sampling_digest
 from posttrain.serving.gateway.replies import ApiError
@@ -34,6 +36,7 @@ from posttrain.serving.gateway.rowlog import as_it_came
 from posttrain.serving.gateway.server import Request, ServerConnection
 from posttrain.serving.gateway.shadow import Original
 from posttrain.serving.gateway.upstream import Call, Failure, UpstreamHandle
+from posttrain.serving.guardrails import GuardrailPlan
 
 FAILURES: dict[Failure, ApiError] = {
     "connect": replies.bad_upstream("it cannot be reached"),
@@ -41,6 +44,7 @@ FAILURES: dict[Failure, ApiError] = {
     "cut": replies.bad_upstream("it ended the connection"),
     "garbage": replies.bad_upstream("it does not speak HTTP"),
 }
+_log = logging.getLogger(__name__)
 _ANSWERED = frozenset({"stop", "length", "tool_calls", "content_filter"})
 
 
@@ -50,6 +54,7 @@ class Exchange(Call):
     __slots__ = (
         "_accepted",
         "_answer",
+        "_asked",
         "_asker",
         "_at_ms",
         "_begun",
@@ -106,7 +111,9 @@ class Exchange(Call):
         self._place = False
         """Whether it has a place."""
         self._sampling: str | None = None
-        self._answer = Answer(endpoint, context.limits.max_answer_bytes)
+        self._answer = Answer(endpoint, 0)
+        self._asked: dict[str, Any] | None = None
+        """What guardrails say of the request."""
         self._handle: UpstreamHandle | None = None
         """Who was called last."""
         self._next = 0
@@ -144,6 +151,7 @@ class Exchange(Call):
         self._seat, self._shadow = seating
         self._stream = body.get("stream") is True
         self._client.active = self
+        blocked = context.guardrails is not None and self._ask_guardrails(context.guardrails)
         context.budget.earn()
         context.enter_epoch(self._plan.epoch)
         self._core = self._members()
@@ -161,14 +169,32 @@ class Exchange(Call):
             self._is_over = True
             self._error = replies.log_full()
             self._deliver(True)
+        elif blocked:
+            if not self._place:
+                context.admission.give_up(self)
+            self._end(FILTERED, replies.filtered())
         elif self._place:
             self._prepare()
+
+    def _ask_guardrails(self, plan: GuardrailPlan) -> bool:
+        """Scan the request; whether it is blocked. What is redacted is so for everybody: upstreams, copies, the log."""
+        body, request = self._body, self._request
+        name = "messages" if self._endpoint == "chat" else "prompt"
+        found = plan.request(body[name])
+        self._asked = found.audit
+        if found.prompt is not body[name] and found.audit is not None:
+            body[name] = found.prompt
+            request.body = orjson.dumps(body)
+        return found.action == "block"
 
     def admitted(self) -> None:
         """See :class:`~posttrain.serving.gateway.admission.Guest`."""
         self._place = True
         self._started = time.monotonic()
-        self._prepare()
+        try:
+            self._prepare()
+        except Exception:  # it is another request's end that led here
+            self.fault()
 
     def turned_away(self) -> None:
         """See :class:`~posttrain.serving.gateway.admission.Guest`."""
@@ -189,6 +215,14 @@ class Exchange(Call):
             **shared,
         }
         return b"%b,%b" % (self._seat.fixed, orjson.dumps(says)[1:-1])
+
+    def fault(self) -> None:
+        """See :class:`~posttrain.serving.gateway.server.Active`."""
+        _log.exception("gateway: request %s met a fault of ours", self._request.id.decode())
+        if not self._is_over:
+            if self._handle is not None:
+                self._handle.pool.withdraw(self)
+            self._end("error", replies.internal())
 
     # -- the client's side ------------------------------------------------------------------------
 
@@ -229,7 +263,6 @@ class Exchange(Call):
         except TypeError:  # deeper than what can be written again
             self._end("error", replies.invalid("The request body is nested too deeply.", code="invalid_json"))
             return
-        del self._body
         self._call_next()
 
     def _call_next(self) -> None:
@@ -264,7 +297,7 @@ class Exchange(Call):
         self._tries += 1
         if self._tries > 1:
             self._context.metrics.retries += 1
-            self._answer = Answer(self._endpoint, self._context.limits.max_answer_bytes)
+        self._answer = self._context.answer(self._endpoint, self._body, stream=self._stream)
         self._reader = EventReader(self._answer, usage_asked=self._usage_asked)
         self._streams = False
         self._parts = []
@@ -298,6 +331,10 @@ class Exchange(Call):
 
     # -- from upstreams ---------------------------------------------------------------------------
 
+    def upstream_faults(self) -> None:
+        """See :class:`~posttrain.serving.gateway.upstream.Call`."""
+        self.fault()
+
     def upstream_begins(self, status: int, headers: dict[bytes, bytes]) -> None:
         """See :class:`~posttrain.serving.gateway.upstream.Call`."""
         self._status = status
@@ -330,6 +367,9 @@ class Exchange(Call):
                 self._begun = True
                 self._client.begin(self._request, 200, replies.EVENTS)
             self._client.send(self._request, data)
+        guard = self._answer.guard
+        if guard is not None and guard.blocked:
+            self._block()
 
     def upstream_ends(self) -> None:
         """See :class:`~posttrain.serving.gateway.upstream.Call`."""
@@ -342,7 +382,9 @@ class Exchange(Call):
                 self._end_stream()
                 return
             if status == 200:
-                self._answer.take_whole(_parsed(self._parts))
+                answer = _parsed(self._parts)
+                if self._answer.take_whole(answer):
+                    self._parts = [orjson.dumps(answer)]
         except BadAnswer as error:
             self._bad(error)
             return
@@ -363,6 +405,14 @@ class Exchange(Call):
             return
         self._handle.breaker.failed(time.monotonic())
         self._failed(FAILURES[failure])
+
+    def _block(self) -> None:
+        """A guardrail ended the answer; what the upstream would still say is not waited for."""
+        if self._handle is not None:
+            self._handle.pool.withdraw(self)
+            self._handle.breaker.succeeded()
+        self._last = DONE
+        self._end(FILTERED)
 
     def _bad(self, error: BadAnswer) -> None:
         """What the upstream says is no answer."""
@@ -422,7 +472,15 @@ class Exchange(Call):
         now = time.monotonic()
         log = self._context.log
         self._seat.cell.count(self._status, finish, now - self._accepted)
-        position = log.write(self._end_row(now))
+        try:
+            row = self._end_row(now)
+        except Exception:  # a row that cannot be made must not be the end of the request without one
+            _log.exception("gateway: the row of request %s cannot be made", self._request.id.decode())
+            row = b'{"v":1,"kind":"end",%b,"status":%d,"finish":"error","error":"no row"}' % (
+                self._core,
+                self._status,
+            )
+        position = log.write(row)
         if position is None:
             self._deliver(False)
         elif position:
@@ -459,6 +517,11 @@ class Exchange(Call):
             self._seat.cell.prompt_tokens += usage.prompt
             self._seat.cell.completion_tokens += usage.completion or 0
             says["cost_usd"] = self._seat.cost_usd(usage.prompt, usage.completion or 0)
+        audit = [] if self._asked is None else [self._asked]
+        if answer.guard is not None:
+            audit += answer.guard.audit
+        if audit:
+            says["guardrails"] = audit
         if self._content == "full":
             says["request"] = as_it_came(self._request.body)
             says["response"] = answer.response()
@@ -466,12 +529,15 @@ class Exchange(Call):
 
     def _deliver(self, kept: bool) -> None:
         """The row is as safe as it will be: end the answer."""
-        client, request, error = self._client, self._request, self._error
-        if not kept:
-            error = replies.log_full()
-        if self._is_gone:
-            pass
-        elif error is not None:
+        try:
+            if not self._is_gone:
+                self._answer_client(self._error if kept else replies.log_full())
+        finally:
+            self._leave()
+
+    def _answer_client(self, error: ApiError | None) -> None:
+        client, request = self._client, self._request
+        if error is not None:
             if self._begun:
                 client.cut(error_event(error.body()))
             else:
@@ -484,7 +550,6 @@ class Exchange(Call):
             client.reply(
                 request, self._status, body, content_type=self._reply_type, extra=self._reply_headers
             )
-        self._leave()
 
     def _leave(self) -> None:
         context = self._context

@@ -7,6 +7,7 @@ the door is in one place; messages name no upstream and no content.
 
 from __future__ import annotations
 
+import math
 import time
 from email.utils import formatdate
 from http import HTTPStatus
@@ -95,6 +96,18 @@ def headers_too_large() -> ApiError:
 def too_slow() -> ApiError:
     """408."""
     return invalid("The request did not arrive in time.", code="request_timeout", status=408)
+
+
+def refused(status: int, code: str, message: str, retry_after: float | None) -> ApiError:
+    """What access says."""
+    kinds = {401: "authentication_error", 403: "permission_error", 429: "rate_limit_error"}
+    wait = None if retry_after is None else math.ceil(retry_after)
+    return ApiError(status, message, kinds.get(status, "invalid_request_error"), code, None, wait)
+
+
+def filtered() -> ApiError:
+    """400: a guardrail blocks what was asked."""
+    return invalid("The request was blocked by a guardrail.", code="content_filter")
 
 
 def unknown_path(method: str, path: str) -> ApiError:

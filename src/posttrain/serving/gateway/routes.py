@@ -14,6 +14,7 @@ from typing import Any, Literal, NamedTuple
 
 import orjson
 
+from posttrain.serving.access.records import Principal, Refusal
 from posttrain.serving.gateway import replies
 from posttrain.serving.gateway.context import Context
 from posttrain.serving.gateway.events import Endpoint
@@ -30,7 +31,7 @@ Handler = Callable[[ServerConnection, Request], None]
 
 class _Route(NamedTuple):
     methods: tuple[bytes, ...]
-    scope: Literal["chat", "completions", "models", "feedback", ""]
+    scope: Literal["chat", "completions", "models", "feedback", "metrics", ""]
     """What a key must be good for; empty: no key is asked for."""
     handle: Handler
 
@@ -49,7 +50,7 @@ class Routes:
             b"/v1/models": _Route(read, "models", self._models),
             b"/v1/feedback": _Route((b"POST",), "feedback", self._feedback),
             b"/healthz": _Route(read, "", self._health),
-            b"/metrics": _Route(read, "", self._metrics),
+            b"/metrics": _Route(read, "metrics", self._metrics),
             b"/openapi.json": _Route(read, "", self._openapi),
         }
         self._one_model = _Route(read, "models", self._model)
@@ -73,9 +74,9 @@ class Routes:
             return self._refused(replies.wrong_method(" or ".join(item.decode() for item in route.methods)))
         access = self._context.access
         if access is not None and route.scope:
-            found = access.check(request.headers.get(b"authorization"), route.scope)
-            if isinstance(found, ApiError):
-                return self._refused(found)
+            found = access.check(request.headers.get(b"authorization"), route.scope, None)
+            if isinstance(found, Refusal):
+                return self._refused(replies.refused(*found))
             request.principal = found
         return None
 
@@ -105,13 +106,17 @@ class Routes:
             return
         model, principal = body["model"], request.principal
         route = context.plan.routes.get(model)
-        if route is None or (principal is not None and not principal.may_use(model)):
+        if route is None or not self._allows(principal, model):
             self._refuse(connection, request, replies.unknown_model(model))
             return
         tenant = None if principal is None else principal.tenant
         asker = read_asker(headers, body, tenant, context.pseudonyms)
         seating = route.seat(asker.unit(route.unit, request.id.decode()))
         Exchange(context, connection, request, endpoint).start(body, asker, seating)
+
+    def _allows(self, principal: Principal | None, model: str) -> bool:
+        access = self._context.access
+        return access is None or principal is None or access.allows(principal, model)
 
     # -- everything else --------------------------------------------------------------------------
 
@@ -143,15 +148,13 @@ class Routes:
 
     def _models(self, connection: ServerConnection, request: Request) -> None:
         plan, principal = self._context.plan, request.principal
-        data = [
-            _model(name, plan.created) for name in plan.routes if principal is None or principal.may_use(name)
-        ]
+        data = [_model(name, plan.created) for name in plan.routes if self._allows(principal, name)]
         connection.reply(request, 200, orjson.dumps({"object": "list", "data": data}))
 
     def _model(self, connection: ServerConnection, request: Request) -> None:
         plan, principal = self._context.plan, request.principal
         name = request.path.removeprefix(b"/v1/models/").decode("utf-8", "replace")
-        if name not in plan.routes or (principal is not None and not principal.may_use(name)):
+        if name not in plan.routes or not self._allows(principal, name):
             self._refuse(connection, request, replies.unknown_model(name))
         else:
             connection.reply(request, 200, orjson.dumps(_model(name, plan.created)))

@@ -13,16 +13,19 @@ Time-outs are looked at by ``ServerDoor.sweep``, so that no timer is made per re
 from __future__ import annotations
 
 import asyncio
+import logging
 import time
 from collections import deque
 from typing import Any, Protocol
 
 import httptools
 
+from posttrain.serving.access.records import Principal
 from posttrain.serving.gateway import replies
 from posttrain.serving.gateway.config import LimitsConfig
 from posttrain.serving.gateway.replies import ApiError
 
+_log = logging.getLogger(__name__)
 _KEEP_READING = 16
 """Pipelined requests that are taken in while one is being answered; more wait in the socket."""
 _LINGER_SECONDS = 2.0
@@ -57,7 +60,7 @@ class Request:
         """HTTP/1.0: no chunks."""
         self.refusal: ApiError | None = None
         """What is wrong with it, found before its body was read."""
-        self.principal: Any = None
+        self.principal: Principal | None = None
         """Who asks, where access is checked."""
         self.id = b""
         """What the client is told as ``x-request-id``."""
@@ -71,6 +74,9 @@ class Active(Protocol):
 
     def client_slow(self, slow: bool) -> None:
         """The client does not take what was sent, or does again."""
+
+    def fault(self) -> None:
+        """Answering raised, which is a fault of ours: end it. Called while that is handled."""
 
 
 class Application(Protocol):
@@ -483,10 +489,21 @@ class ServerConnection(asyncio.Protocol):
                     self.door.application.identify(request)
                 self.refuse(request, request.refusal)
             else:
-                self.door.application.handle(self, request)
+                self._handle(request)
         self._pumping = False
         if self._current is None and not self._no_input:
             self._rest()
+
+    def _handle(self, request: Request) -> None:
+        try:
+            self.door.application.handle(self, request)
+        except Exception:  # a client must not wait for ever for what a fault of ours has ended
+            if self.active is not None:
+                self.active.fault()
+            elif self.is_answering(request):
+                _log.exception("gateway: a fault of ours at %s", request.path)
+                request.keep_alive = False
+                self.refuse(request, replies.internal())
 
     def _rest(self) -> None:
         """Everything that came is answered."""

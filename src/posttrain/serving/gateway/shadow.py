@@ -7,6 +7,7 @@ own. What does not fit is dropped and counted.
 
 from __future__ import annotations
 
+import logging
 import time
 from collections import deque
 from typing import Any, NamedTuple
@@ -17,6 +18,8 @@ from posttrain.serving.gateway.context import Context
 from posttrain.serving.gateway.events import UPSTREAM_PATHS, Answer, BadAnswer, Endpoint
 from posttrain.serving.gateway.plan import Plan, Seat, sampling_digest
 from posttrain.serving.gateway.upstream import Call, Failure, UpstreamHandle
+
+_log = logging.getLogger(__name__)
 
 
 class Original(NamedTuple):
@@ -148,6 +151,7 @@ class _Copy(Call):
         body.pop("stream", None)
         body.pop("stream_options", None)
         original.seat.fill(body)
+        self._answer = self._context.answer(original.endpoint, body, stream=False)
         self._sampling = sampling_digest(body)
         now = time.monotonic()
         handle = next((item for item in original.seat.handles if item.breaker.allows(now)), None)
@@ -165,6 +169,11 @@ class _Copy(Call):
         if self._handle is not None:
             self._handle.pool.withdraw(self)
         self.upstream_fails("slow")
+
+    def upstream_faults(self) -> None:
+        """See :class:`~posttrain.serving.gateway.upstream.Call`."""
+        _log.exception("gateway: a copy of request %s met a fault of ours", self.original.of)
+        self._end("a fault of the gateway")
 
     def upstream_begins(self, status: int, headers: dict[bytes, bytes]) -> None:
         """See :class:`~posttrain.serving.gateway.upstream.Call`."""
@@ -232,6 +241,8 @@ class _Copy(Call):
             says["completion_tokens"] = usage.completion
             says["cached_tokens"] = usage.cached
             says["cost_usd"] = original.seat.cost_usd(usage.prompt, usage.completion or 0)
+        if self._answer.guard is not None:
+            says["guardrails"] = self._answer.guard.audit
         if original.content == "full":
             says["response"] = self._answer.response()
         row = b'{"v":1,"kind":"shadow",%b,%b' % (original.seat.fixed, orjson.dumps(says)[1:])

@@ -14,7 +14,6 @@ Not covered: compressed answers (none is asked for), proxies, HTTP/2.
 from __future__ import annotations
 
 import asyncio
-import logging
 import os
 import ssl
 import time
@@ -31,7 +30,6 @@ from posttrain.serving.records import Upstream
 Failure: TypeAlias = Literal["connect", "slow", "cut", "garbage"]
 """``connect``: no connection. ``slow``: a time-out. ``cut``: the connection ended before the answer did. ``garbage``:
 what came is not HTTP."""
-_log = logging.getLogger(__name__)
 _never = float("inf")
 _IDLE_SECONDS = 60.0
 
@@ -67,6 +65,10 @@ class Call:
 
     def upstream_fails(self, failure: Failure) -> None:
         """There will be no more of an answer."""
+        raise NotImplementedError
+
+    def upstream_faults(self) -> None:
+        """One of these methods raised, which is a fault of ours; called while that is handled."""
         raise NotImplementedError
 
 
@@ -176,8 +178,12 @@ class UpstreamConnection(asyncio.Protocol):
         try:
             self._parser.feed_data(data)
         except httptools.HttpParserCallbackError:
-            _log.exception("gateway: a fault of ours while an answer was read")
-            self._dirty = True
+            call = self.call
+            self.drop()
+            if call is not None:
+                call.connection = None
+                call.upstream_faults()
+            return
         except (httptools.HttpParserError, httptools.HttpParserUpgrade):
             self._dirty = True
         if self._complete:
@@ -234,7 +240,10 @@ class UpstreamConnection(asyncio.Protocol):
         self.pool.give_back(self, stays=self._stays and self._framed and not self._dirty and not self._paused)
         if call is not None:
             call.connection = None
-            call.upstream_ends()
+            try:
+                call.upstream_ends()
+            except Exception:  # whoever waits for this answer must not wait for ever
+                call.upstream_faults()
 
 
 class Pool:

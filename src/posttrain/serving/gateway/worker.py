@@ -9,13 +9,12 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import socket
-import ssl
 import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from posttrain.core.errors import ConfigError
+from posttrain.serving.access import Access, SharedBudgets, TlsFiles
 from posttrain.serving.errors import ServingError
 from posttrain.serving.gateway.config import WorkerConfig
 from posttrain.serving.gateway.context import Context
@@ -49,6 +48,7 @@ class Worker:
         self._server: asyncio.Server | None = None
         self._sweeper: asyncio.TimerHandle | None = None
         self._handles: dict[str, dict[str, UpstreamHandle]] = {"user": {}, "shadow": {}}
+        self._tls: TlsFiles | None = None
         self._retired: list[UpstreamHandle] = []
         self._told = 0
         """The last epoch that ``on_drained`` was called with."""
@@ -69,7 +69,7 @@ class Worker:
         folder = Path(config.traffic_folder)
         secret = config.hash_secret
         key = secret.get_secret_value().encode() if secret is not None else load_or_make_secret(folder)
-        tls = _tls(config)
+        tls = self._tls = _tls(config)
         metrics = Metrics()
         writer = SegmentWriter(folder, owner=config.name, config=config.traffic)
         loop = asyncio.get_running_loop()
@@ -79,12 +79,13 @@ class Worker:
             context = self._context = Context(config, log, metrics, key)
             context.plan = self._plan(snapshot)
             context.shadow = ShadowQueue(context)
+            context.access = _access(config)
             context.on_epoch_empty = self._look_for_drained
             self._routes = Routes(context)
             self._door = ServerDoor(self._routes, config.limits)
             listener = _listen(config)
             self._server = await loop.create_server(
-                self._door.connect, sock=listener, ssl=tls, backlog=_BACKLOG
+                self._door.connect, sock=listener, ssl=None if tls is None else tls.context, backlog=_BACKLOG
             )
         except BaseException:
             writer.close()
@@ -108,9 +109,11 @@ class Worker:
         self._look_for_drained()
 
     def reload_access(self) -> None:
-        """Read the key file again. Raises ConfigError, and then the keys stay as they were."""
+        """Read the key file and the certificate again. Raises an error of ours, and then they stay as they were."""
         if self._context.access is not None:
             self._context.access.reload()
+        if self._tls is not None:
+            self._tls.reload()
 
     def stats(self) -> dict[str, Any]:
         """Counters since the start."""
@@ -234,17 +237,16 @@ def _listen(config: WorkerConfig) -> socket.socket:
     return listener
 
 
-def _tls(config: WorkerConfig) -> ssl.SSLContext | None:
-    if config.tls_certificate is None:
+def _tls(config: WorkerConfig) -> TlsFiles | None:
+    if config.tls_certificate is None or config.tls_key is None:
         return None
-    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
-    context.minimum_version = ssl.TLSVersion.TLSv1_2
-    context.set_alpn_protocols(["http/1.1"])
-    try:
-        context.load_cert_chain(config.tls_certificate, config.tls_key)
-    except OSError as error:
-        raise ConfigError(
-            f"cannot use the certificate {config.tls_certificate}: {error.strerror or error}",
-            hint="check `tls_certificate` and `tls_key`: PEM files, the key without a passphrase",
-        ) from error
-    return context
+    return TlsFiles(Path(config.tls_certificate), Path(config.tls_key))
+
+
+def _access(config: WorkerConfig) -> Access | None:
+    if config.access is None:
+        return None
+    budgets = None
+    if config.budgets is not None:
+        budgets = SharedBudgets(Path(config.budgets), worker=config.index, workers=config.workers)
+    return Access(Path(config.access), budgets)
