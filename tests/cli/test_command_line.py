@@ -97,6 +97,7 @@ def test_help_loads_click_and_the_standard_library_only() -> None:
         "posttrain.cli.evaluate",
         "posttrain.cli.gate",
         "posttrain.cli.gc",
+        "posttrain.cli.log",
         "posttrain.cli.recipes",
         "posttrain.cli.run",
         "posttrain.cli.runs",
@@ -114,7 +115,7 @@ def test_help_loads_click_and_the_standard_library_only() -> None:
 
 
 @pytest.mark.parametrize(
-    "name", ["run", "runs", "show", "recipes", "doctor", "verify", "gc", "gate", "suite", "evaluate"]
+    "name", ["run", "runs", "show", "recipes", "doctor", "verify", "gc", "gate", "suite", "evaluate", "log"]
 )
 def test_help_of_a_command_loads_nothing_heavy(name: str) -> None:
     script = (
