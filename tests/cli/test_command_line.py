@@ -97,6 +97,7 @@ def test_help_loads_click_and_the_standard_library_only() -> None:
         "posttrain.cli.evaluate",
         "posttrain.cli.gate",
         "posttrain.cli.gc",
+        "posttrain.cli.log",
         "posttrain.cli.recipes",
         "posttrain.cli.release",
         "posttrain.cli.run",
@@ -116,7 +117,10 @@ def test_help_loads_click_and_the_standard_library_only() -> None:
 
 @pytest.mark.parametrize(
     "name",
-    ["run", "runs", "show", "recipes", "doctor", "verify", "gc", "gate", "suite", "evaluate", "release"],
+    [
+        *("run", "runs", "show", "recipes", "doctor", "verify", "gc", "gate", "suite", "evaluate", "release"),
+        *("serve", "rollout", "rollback", "log", "key", "example"),
+    ],
 )
 def test_help_of_a_command_loads_nothing_heavy(name: str) -> None:
     script = (

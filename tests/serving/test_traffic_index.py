@@ -207,6 +207,18 @@ def test_a_living_writer_of_the_same_name_does_not_save_its_predecessors_request
     assert indexer.poll().lost == 1
 
 
+def test_a_writer_that_lived_and_died_between_two_looks(tmp_path: Path) -> None:
+    index = TrafficIndex.open(tmp_path)
+    indexer = Indexer(tmp_path, index)
+    living = SegmentWriter(tmp_path, owner="w1")
+    living.append(json.dumps(begin(1)).encode())
+    assert indexer.poll().lost == 0
+    write(tmp_path, [begin(2)])
+    assert indexer.poll().lost == 1
+    assert {row.id: row.finish for row in requests(index)} == {"r-1": None, "r-2": "lost"}
+    living.close()
+
+
 # -- order -----------------------------------------------------------------------------------------
 
 

@@ -17,12 +17,10 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import NamedTuple
-from zlib import crc32
 
 from posttrain.core.errors import PosttrainError, StoreError
 from posttrain.serving.errors import TrafficLogError
-from posttrain.serving.traffic.codec import loads
-from posttrain.serving.traffic.columns import entry_of
+from posttrain.serving.traffic.columns import entry_of, is_blank
 from posttrain.serving.traffic.folder_lock import folder_lock
 from posttrain.serving.traffic.history import restore
 from posttrain.serving.traffic.index import Batch, Cursor, Overtaken, TrafficIndex, note_sink
@@ -40,6 +38,7 @@ from posttrain.serving.traffic.segment_format import (
 _log = logging.getLogger("posttrain.traffic")
 _BATCH_ROWS = 2000
 _BATCH_BYTES = 8 << 20
+_BATCH_SEGMENTS = 500
 _RETRY_SECONDS = 2.0
 
 
@@ -116,6 +115,8 @@ class Indexer:
             return  # moved to the history or removed since it was listed
         if cursor != self._cursors.get(str(name)):
             self._batch.move(self._cursors.get(str(name)), cursor)
+            if len(self._batch.cursors) >= _BATCH_SEGMENTS:
+                self._put()
 
     def _put(self) -> None:
         """One transaction with what was gathered, of however many segments."""
@@ -175,16 +176,12 @@ class _Progress:
         self._rows += 1
         batch.rows += 1
         batch.size_bytes += len(payload)
-        try:
-            row = loads(payload)
-        except ValueError:
-            row = None
-        entry = entry_of(row, crc32(payload), self._start.writer)
+        entry = entry_of(payload, self._start.writer)
         if entry is None:
-            self._bad += row != {}  # an erased row is an empty object
+            self._bad += not is_blank(payload)
             return
         batch.add(entry)
-        self._accepted += row["kind"] == "begin"
+        self._accepted += entry.accepts
         at_ms = entry.values.get("at_ms")
         if at_ms is not None:
             self._first = at_ms if self._first is None or at_ms < self._first else self._first
