@@ -98,6 +98,7 @@ def test_help_loads_click_and_the_standard_library_only() -> None:
         "posttrain.cli.gate",
         "posttrain.cli.gc",
         "posttrain.cli.recipes",
+        "posttrain.cli.rollout",
         "posttrain.cli.run",
         "posttrain.cli.runs",
         "posttrain.cli.show",
