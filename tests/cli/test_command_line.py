@@ -100,6 +100,7 @@ def test_help_loads_click_and_the_standard_library_only() -> None:
         "posttrain.cli.log",
         "posttrain.cli.recipes",
         "posttrain.cli.release",
+        "posttrain.cli.rollout",
         "posttrain.cli.run",
         "posttrain.cli.runs",
         "posttrain.cli.show",

@@ -81,23 +81,41 @@ def test_a_share_is_that_share_of_users(share):
     assert stats.binomtest(got, len(UNITS), share / BUCKETS).pvalue > 1e-4
 
 
+def one_unit_a_bucket(salt: str) -> list[str]:
+    """Units that fill all ten thousand buckets, one each: shares over them are exact."""
+    found: dict[int, str] = {}
+    number = 0
+    while len(found) < BUCKETS:
+        found.setdefault(bucket(salt, str(number)), str(number))
+        number += 1
+    return list(found.values())
+
+
+EVERY = one_unit_a_bucket("experiment:x")
+
+
 @given(st.lists(st.integers(0, 1000), min_size=2, max_size=8).filter(any))
-@settings(max_examples=25, deadline=None)
-def test_arms_get_their_shares_of_buckets_to_one_bucket(weights):
-    """All ten thousand buckets, dealt by the arithmetic of assignment: exact, whatever the weights."""
-    route, counts = split(*weights), Counter[str]()
-    total, reached = sum(weights), 0
-    edges = []
-    for weight in weights:
-        reached += weight * BUCKETS
-        edges.append(reached)
-    for place in range(BUCKETS):
-        counts["abcdefgh"[next(i for i, edge in enumerate(edges) if place * total < edge)]] += 1
+@settings(max_examples=4, deadline=None)
+def test_arms_get_their_shares_exactly_to_one_bucket(weights):
+    route = split(*weights)
+    counts = Counter(assign(route, unit).arm for unit in EVERY)
     for arm in route.experiment.arms:
-        assert abs(counts[arm.name] - arm.weight * BUCKETS / total) < 1
-    for unit in UNITS[:50]:
-        place = bucket(route.experiment.salt, unit) * total
-        assert assign(route, unit).arm == "abcdefgh"[next(i for i, edge in enumerate(edges) if place < edge)]
+        assert abs(counts[arm.name] - arm.weight * BUCKETS / sum(weights)) < 1
+    assert sum(counts.values()) == BUCKETS
+
+
+@given(st.integers(1, 1000), st.integers(1, 1000))
+@settings(max_examples=4, deadline=None)
+def test_swapping_the_arms_swaps_their_shares(first, second):
+    """An arm's share follows its weight wherever it stands."""
+    one = Counter(assign(split(first, second, names="ab"), unit).arm for unit in EVERY)
+    other = Counter(assign(split(second, first, names="ba"), unit).arm for unit in EVERY)
+    assert abs(one["a"] - other["a"]) <= 1 and abs(one["b"] - other["b"]) <= 1
+
+
+@pytest.mark.parametrize("share", [1, 100, 500, 2500, 5000, 9999])
+def test_a_canary_takes_exactly_its_buckets(share):
+    assert sum(assign(canary(share, "experiment:x"), unit).lane == "canary" for unit in EVERY) == share
 
 
 @given(st.lists(st.integers(0, 50), min_size=2, max_size=6).filter(any), texts)

@@ -208,6 +208,16 @@ def test_an_advance_that_lost_the_race_against_a_trip_changes_nothing():
     assert done.confirmed and done.acked_epoch == 5 and done.latched and done.ignored == ()
 
 
+def test_a_person_rolls_back_and_the_workers_confirm():
+    asked = [*history(SPEC, SMALL), RolledBack(reason="users complain", epoch=5, by="ana")]
+    state = fold(SPEC, entries_of(asked))
+    assert state.label(SPEC) == "ROLLED_BACK: users complain" and state.latched and not state.confirmed
+    assert not fold(SPEC, entries_of([*asked, SnapshotAcked(epoch=4)])).confirmed, "that is the old epoch"
+    for word in (SnapshotAcked(epoch=5), RolledBack(reason="done", epoch=5)):
+        done = fold(SPEC, entries_of([*asked, word]))
+        assert done.confirmed and done.end_reason == "users complain"
+
+
 def test_a_journal_of_another_rollout_is_noticed():
     assert fold(SPEC, entries_of([Created(spec=digest_bytes(b"x"))])).ignored == ("#1 created at DEV",)
 

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from posttrain.core.canonical import digest_bytes
 from posttrain.serving.rollout.fold import Entered
-from posttrain.serving.rollout.observe import Key, Observer, Tally, observe
+from posttrain.serving.rollout.observe import Key, Observer, Tally, is_judged, observe
 from tests.serving.rollout_world import (
     EPOCHS,
     LARGE,
@@ -259,6 +259,15 @@ def test_verdicts_count_once_a_pair_and_by_the_judge_that_was_registered():
     strict = make_spec(shadow={"judge": "big"})
     assert one(shadow, first, spec=strict).pairs.judged == 0
     assert one(shadow, {**first, "judge": "big"}, spec=strict).pairs.judged == 1
+
+
+def test_a_share_of_pairs_is_judged_and_everybody_picks_the_same():
+    names = [f"q{n}" for n in range(2000)]
+    spec = make_spec(shadow={"judge": "big", "sampling": 0.2})
+    picked = [name for name in names if is_judged(spec, name)]
+    assert 320 < len(picked) < 480 and picked == [name for name in names if is_judged(spec, name)]
+    assert not any(is_judged(SPEC, name) for name in names), "no judge, no pairs"
+    assert all(is_judged(make_spec(shadow={"judge": "big"}), name) for name in names)
 
 
 def test_slices_that_a_rule_names_are_counted_by_themselves():

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+from pathlib import Path
 
 import pytest
 from hypothesis import given, settings
@@ -12,6 +13,7 @@ from hypothesis import strategies as st
 from posttrain.core.canonical import short
 from posttrain.evaluation.sequential import sequence_half_width
 from posttrain.promotion.grammar import parse_contract
+from posttrain.serving.rollout.arms import Moments, difference
 from posttrain.serving.rollout.events import (
     Aborted,
     Advanced,
@@ -35,7 +37,7 @@ from posttrain.serving.rollout.records import (
 )
 from posttrain.serving.rollout.registered import register, stages_of, triggers_from_contract
 from posttrain.serving.rollout.steps import Facts, allowed, next_step, progress
-from posttrain.serving.rollout.triggers import Moments, difference, evaluate, window_stages
+from posttrain.serving.rollout.triggers import evaluate, window_stages
 from tests.serving.rollout_world import (
     GATED,
     LARGE,
@@ -109,12 +111,23 @@ def test_a_contract_registers_its_triggers():
 
 
 def test_the_promotion_rules_of_the_seed_register():
-    from pathlib import Path
-
     text = (Path(__file__).parent.parent / "promotion" / "promotion-rules.txt").read_text()
     triggers, unwatched = register(parse_contract(text))
     assert [t.kind for t in triggers[:4]] == ["rate", "incident", "rate", "ratio"] and unwatched == ()
     assert all("canary." in t.rule for t in triggers[:4]) and len(triggers) == 7
+
+
+def test_a_real_decision_of_a_gate_lets_it_start():
+    from posttrain.serving.rollout.registered import decision_event
+    from tests.promotion.worlds import decide, plain
+
+    decision = decide("success@1.lower_ci >= 0.5", plain([True] * 40))
+    assert decision.outcome == "GO"
+    event = decision_event(decision, by="ana")
+    spec = make_spec(known_as=(event.candidate,), suite=event.suite, gate_digest=decision.contract_digest)
+    assert fold(spec, entries_of([event])).go == decision.digest
+    bad = decision_event(decide("success@1.lower_ci >= 0.5", plain([False] * 40)), by="ana")
+    assert "NO-GO" in fold(spec, entries_of([bad])).refusal
 
 
 def test_rules_that_no_row_can_answer_are_named():
@@ -177,6 +190,8 @@ def test_the_line_says_what_happened_against_which_limit_and_by_which_contract()
         f"registered under contract sha256:{short(SPEC.contract_digest)}"
     )
     assert found.figures["needed"] == pytest.approx(math.log(4 / 0.05))
+    page = (Path(__file__).parents[2] / "docs" / "rollouts.md").read_text()
+    assert f"    {found.line}\n" in page, "the page shows a line that is really printed"
     quiet = reading("error_rate", seen(requests=410, errors=8))
     assert quiet.state == "quiet" and " < 4.38;" in quiet.line
     assert reading("error_rate", seen(requests=0)).state == "quiet"

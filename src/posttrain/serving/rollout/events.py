@@ -108,7 +108,11 @@ class Tripped(_Event):
 
 
 class RolledBack(_Event):
-    """Production is what it was before: confirmed by the workers, or asked for by a person."""
+    """Production is what it was before.
+
+    Without a trip before it, it is a person's word that it must be. After a trip, or after a person's, it says that
+    every worker serves it; a ``snapshot_acked`` of its epoch says so too.
+    """
 
     kind: Literal["rolled_back"] = "rolled_back"
     reason: str

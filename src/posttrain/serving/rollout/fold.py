@@ -205,7 +205,12 @@ def _resumed(spec: RolloutSpec, state: RolloutState, event: Resumed) -> RolloutS
 
 
 def _acked(spec: RolloutSpec, state: RolloutState, event: SnapshotAcked) -> RolloutState:
-    return replace(state, acked_epoch=max(state.acked_epoch, event.epoch))
+    reached = state.end == "rolled_back" and _is_gone(state) and event.epoch >= _epoch(state)
+    return replace(
+        state,
+        acked_epoch=max(state.acked_epoch, event.epoch),
+        confirmed=state.confirmed or reached,
+    )
 
 
 def _trip(spec: RolloutSpec, state: RolloutState, event: Tripped) -> RolloutState | None:
@@ -221,7 +226,7 @@ def _back(spec: RolloutSpec, state: RolloutState, event: RolledBack) -> RolloutS
     if not state.active:
         return None
     gone = _gone(state, event.epoch)
-    return replace(gone, end="rolled_back", end_reason=event.reason, latched=True, confirmed=True)
+    return replace(gone, end="rolled_back", end_reason=event.reason, latched=True)
 
 
 def _aborted(spec: RolloutSpec, state: RolloutState, event: Aborted) -> RolloutState | None:
@@ -264,8 +269,12 @@ def _epoch(state: RolloutState) -> int:
     return state.entered[-1].epoch if state.entered else 0
 
 
+def _is_gone(state: RolloutState) -> bool:
+    return bool(state.entered) and state.entered[-1].stage is None
+
+
 def _gone(state: RolloutState, epoch: int) -> RolloutState:
     """The candidate leaves at ``epoch``, where that is known and later than what came before."""
-    if not state.entered or state.entered[-1].stage is None or epoch <= _epoch(state):
+    if not state.entered or _is_gone(state) or epoch <= _epoch(state):
         return state
     return replace(state, entered=(*state.entered, Entered(epoch, None)))

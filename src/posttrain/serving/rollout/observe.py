@@ -392,6 +392,13 @@ def row_unit(row: Row, spec: RolloutSpec) -> str | None:
     return None if found is None else str(found)
 
 
+def is_judged(spec: RolloutSpec, request: str) -> bool:
+    """Whether the pair of this request is among those that the rollout's judge sees: the same ones for everybody."""
+    return spec.shadow.judge is not None and bucket(f"{spec.salt}/judge", request) < round(
+        spec.shadow.sampling * BUCKETS
+    )
+
+
 def is_left_out(row: Row) -> bool:
     """Whether a request says nothing of who answered: shed, or wrong by the client."""
     status = row.get("status") or 0

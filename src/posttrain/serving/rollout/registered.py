@@ -14,7 +14,9 @@ from typing import Any, NamedTuple
 from posttrain.core.canonical import short
 from posttrain.core.errors import UsageError
 from posttrain.promotion.metrics import Proportion, Quantile, RatioOfSums, Total, find_metric
+from posttrain.promotion.records import Decision
 from posttrain.promotion.rules import Contract, Options, ThresholdRule
+from posttrain.serving.rollout.events import DecisionAttached
 from posttrain.serving.rollout.records import (
     DEFAULT_STAGES,
     HEALTH,
@@ -93,6 +95,19 @@ def stages_of(options: Options) -> tuple[Stage, ...]:
         if stage.kind == "canary"
         else stage
         for stage in DEFAULT_STAGES
+    )
+
+
+def decision_event(decision: Decision, *, by: str) -> DecisionAttached:
+    """A gate's decision as the event that attaches it. A rollout knows the candidate by its release, and by
+    ``known_as``: reports mostly name the model artifact."""
+    return DecisionAttached(
+        by=by,
+        decision=decision.digest,
+        outcome=decision.outcome,
+        candidate=decision.candidate.model,
+        suite=decision.candidate.suite,
+        contract=decision.contract_digest,
     )
 
 

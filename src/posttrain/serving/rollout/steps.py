@@ -13,7 +13,7 @@ from typing import Literal, NamedTuple, TypeAlias
 from posttrain.serving.rollout.fold import RolloutState
 from posttrain.serving.rollout.observe import Observation
 from posttrain.serving.rollout.records import RolloutSpec
-from posttrain.serving.rollout.triggers import TriggerReport
+from posttrain.serving.rollout.triggers import TriggerReport, evaluate
 
 Action: TypeAlias = Literal["start", "advance", "hold", "resume", "abort", "rollback", "clear", "complete"]
 
@@ -26,6 +26,11 @@ class Facts:
     """By the clock of the journal's entries."""
     observation: Observation
     report: TriggerReport
+
+
+def facts_at(spec: RolloutSpec, state: RolloutState, observation: Observation, now_ms: int) -> Facts:
+    """Look: judge every trigger now."""
+    return Facts(now_ms, observation, evaluate(spec, state, observation, now_ms))
 
 
 class Permission(NamedTuple):
