@@ -30,6 +30,7 @@ COMMANDS = {
     "evaluate": "posttrain.cli.evaluate:evaluate",
     "gate": "posttrain.cli.gate:gate",
     "key": "posttrain.cli.key:key",
+    "router": "posttrain.cli.router:router",
     "show": "posttrain.cli.show:show",
     "recipes": "posttrain.cli.recipes:recipes",
     "doctor": "posttrain.cli.doctor:doctor",
