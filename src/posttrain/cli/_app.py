@@ -36,6 +36,7 @@ COMMANDS = {
     "example": "posttrain.cli.example:example",
     "key": "posttrain.cli.key:key",
     "log": "posttrain.cli.log:log",
+    "router": "posttrain.cli.router:router",
     "show": "posttrain.cli.show:show",
     "recipes": "posttrain.cli.recipes:recipes",
     "doctor": "posttrain.cli.doctor:doctor",
