@@ -15,7 +15,6 @@ of clients live hashed in a file of their own.
 
 from __future__ import annotations
 
-import ipaddress
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, ClassVar, Literal, Self, TypeAlias
@@ -158,8 +157,8 @@ class ServeConfig(Document):
     judge_sampling: float = Field(1.0, gt=0, le=1)
     """Share of the pairs that is judged."""
     access: Access | None = None
-    """``keys``: every request needs an API key (``posttrain key create``). ``open``: nobody needs one. Not said: open
-    on a loopback address, keys elsewhere."""
+    """``keys``: every request needs an API key (``posttrain key create``). ``open``: nobody needs one. Not said: keys
+    where there are any, and on every address but a loopback one."""
     tls: TlsConfig | None = None
     signatures: SignatureConfig | None = None
     """Where given, an unsigned release is refused."""
@@ -167,13 +166,6 @@ class ServeConfig(Document):
     """How long workers may take until they listen."""
     grace_seconds: float = Field(30.0, ge=0)
     """How long requests in flight may take to end at a stop."""
-
-    @property
-    def keys_required(self) -> bool:
-        """Whether every request needs an API key."""
-        return self.access == "keys" or (
-            self.access is None and not _is_loopback(split_address(self.listen)[0])
-        )
 
     @model_validator(mode="after")
     def _check(self) -> Self:
@@ -212,10 +204,3 @@ def split_address(text: str) -> tuple[str, int]:
     if not colon or not host or not port.isdecimal() or int(port) > 65_535:
         raise ValueError(f"{text!r} is not an address such as 127.0.0.1:8080")
     return host, int(port)
-
-
-def _is_loopback(host: str) -> bool:
-    try:
-        return ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return host == "localhost"

@@ -21,6 +21,7 @@ from posttrain.artifacts.errors import ConflictError
 from posttrain.artifacts.home import Home
 from posttrain.core.atomic import locked, make_folder
 from posttrain.core.clock import utc_now
+from posttrain.serving.access.check import is_loopback, require_access
 from posttrain.serving.config import ServeConfig, split_address
 from posttrain.serving.control.admin import AdminServer
 from posttrain.serving.control.boot import first_snapshot
@@ -57,6 +58,10 @@ class Control:
         self.home = home
         self.folder = home.settings.home / "serving" / config.name
         self.traffic_folder = self.folder / "traffic"
+        self.keys = self.folder / "keys.json"
+        """API keys, hashed."""
+        self.keys_in_force = False
+        """Whether the workers were told to ask for keys."""
         make_folder(self.traffic_folder)
         self.links = WorkerLinks(socket_path(self.folder), self._hello)
         self.swapper = Swapper(SnapshotStore(self.folder / "snapshots"), self.links)
@@ -87,9 +92,16 @@ class Control:
         self.failure: str | None = None
         """Why the last look at the traffic could not do what it should; it is tried again."""
         self._reserved: socket.socket | None = None
-        self._host, self._secret = "", b""
+        self._host = ""
         self.port = 0
         """Where the gateway listens."""
+
+    @property
+    def keys_required(self) -> bool:
+        """Whether every request needs an API key."""
+        if self.config.access is not None:
+            return self.config.access == "keys"
+        return self.keys.exists() or not is_loopback(split_address(self.config.listen)[0])
 
     def journal(self, actor: str, action: str, subject: str, data: Mapping[str, Any]) -> None:
         """One line in the home's journal, which nothing changes or removes again."""
@@ -106,7 +118,7 @@ class Control:
             "epoch": self.swapper.current.epoch,
             "admin": admin,
             "traffic": str(self.traffic_folder),
-            "keys": self.config.keys_required,
+            "keys": self.keys_in_force,
         }
 
     def url(self) -> str:
@@ -145,10 +157,12 @@ class Control:
 
     async def _start(self) -> None:
         host, port = split_address(self.config.listen)
+        self.keys_in_force = self.keys_required
+        require_access(host, self.keys, declared_open=self.config.access == "open")
         # Held for as long as control lives: workers come and go, and nobody else may take the port in between.
         self._reserved = _reserve(host, port)
         self._host, self.port = host, self._reserved.getsockname()[1]
-        self._secret = load_or_make_secret(self.traffic_folder)
+        load_or_make_secret(self.traffic_folder)  # by one process, before the workers all look for it
         await self.links.start()
         before = self.swapper.store.current()
         snapshot = await first_snapshot(self.config, self.deployer, before, at=utc_now())
@@ -230,10 +244,13 @@ class Control:
             retries=config.retries,
             breaker=config.breaker,
             shadow=config.shadow,
-            hash_secret=self._secret.hex(),
             tls_certificate=None if tls is None else str(tls.certificate),
             tls_key=None if tls is None else str(tls.key),
-            access=str(self.folder / "keys.json") if config.keys_required else None,
+            access=str(self.keys) if self.keys_in_force else None,
+            budgets=str(self.folder / "budgets") if self.keys_in_force else None,
+            guardrails=config.guardrails if config.guardrails.rules else None,
+            index=self.pool.names.index(name),
+            workers=config.workers,
             grace_seconds=config.grace_seconds,
         )
 

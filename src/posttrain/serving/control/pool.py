@@ -54,6 +54,11 @@ class WorkerPool:
         self._task: asyncio.Task[None] | None = None
 
     @property
+    def names(self) -> list[str]:
+        """Of all workers, alive or not."""
+        return [slot.name for slot in self._slots]
+
+    @property
     def restarts(self) -> dict[str, int]:
         """How often each worker was started again."""
         return {slot.name: slot.restarts for slot in self._slots}

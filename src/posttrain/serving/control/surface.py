@@ -132,7 +132,7 @@ class Surface:
 
     async def _access(self, given: Mapping[str, Any]) -> Any:
         self._control.links.broadcast({"op": "access"})
-        return {"workers": len(self._control.links.by_name)}
+        return {"workers": len(self._control.links.by_name), "keys": self._control.keys_in_force}
 
     def _route(self, name: Any) -> str:
         routes = [route.model for route in self._control.swapper.current.routes]
