@@ -49,6 +49,9 @@ BENCHMARKS = (
     Benchmark("store", 5, "writing and verifying an artifact against copying and hashing files"),
     Benchmark("gate", 3, "a promotion gate over 100,000 records against one bootstrap interval"),
     Benchmark("runner", 3, "playing a suite with an instant engine against Inspect's mock model"),
+    Benchmark(
+        "gateway", 5, "a gateway worker with its log, against no gateway and the routers of vLLM and SGLang"
+    ),
     Benchmark("cli_start", 10, "`posttrain --help` against `trl --help` and an empty Python"),
 )
 
