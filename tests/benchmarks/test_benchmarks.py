@@ -49,7 +49,7 @@ def smallest(name: str, rounds: int) -> dict[str, Any]:
     return benchmark
 
 
-@pytest.mark.parametrize("name", ["cli_start", "gate", "runner", "store"])
+@pytest.mark.parametrize("name", ["cli_start", "gate", "gateway", "runner", "store"])
 def test_benchmark_runs_at_its_smallest_size(name: str) -> None:
     smallest(name, rounds=2)
 
