@@ -8,6 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from posttrain.core.canonical import digest_bytes
+from posttrain.serving.assignment import assign
 from posttrain.serving.rollout.fold import Entered
 from posttrain.serving.rollout.observe import Key, Observer, Tally, is_judged, observe
 from tests.serving.rollout_world import (
@@ -23,6 +24,8 @@ from tests.serving.rollout_world import (
     make_spec,
     make_traffic,
     make_verdict,
+    one_unit_a_bucket,
+    route_at,
 )
 
 SPEC = make_spec()
@@ -49,9 +52,6 @@ def in_canary(name="q", **fields):
 
 
 def user_where(lane, stage=SMALL):
-    from posttrain.serving.assignment import assign
-    from tests.serving.rollout_world import route_at
-
     return next(u for u in map(str, range(9999)) if assign(route_at(SPEC, stage), u).lane == lane)
 
 
@@ -224,6 +224,28 @@ def test_rows_that_another_answered_than_their_bucket_says():
     assert one(in_canary("e") | {"user": "x", "unit": USER_IN}).misplaced == 0, (
         "the row says by what it was assigned"
     )
+
+
+def test_the_edge_of_the_share_is_exact_for_every_bucket():
+    """One user a bucket, dealt by the assignment that workers use, and then the other way about."""
+    for stage, kind in ((SMALL, "canary"), (SHADOW, "shadow")):
+        route, rows, wrong = route_at(SPEC, stage), [], []
+        for user in one_unit_a_bucket(SPEC.salt if kind == "canary" else SPEC.shadow_salt):
+            found = assign(route, user)
+            if kind == "canary":
+                taken = found.lane == "canary"
+                made = [make_row(f"{user}-0", user), make_row(f"{user}-1", user, lane="canary", release=NEW)]
+            else:
+                taken = found.shadow is not None
+                beside = {"lane": "shadow", "release": NEW, "epoch": 3, "of": "q"}
+                made = [
+                    make_row(f"{user}-0", user, epoch=3),
+                    {**make_row(f"{user}-1", user, **beside), "kind": "shadow"},
+                ]
+            rows.append(made[taken])
+            wrong.append(made[not taken])
+        assert one(*rows).misplaced == 0
+        assert one(*wrong).misplaced == (10_000 if kind == "canary" else 9_000)
 
 
 def test_a_sample_of_control_is_enough_and_stays_the_same_users():
