@@ -92,14 +92,24 @@ def test_help_loads_click_and_the_standard_library_only() -> None:
         "posttrain.cli._app",
         "posttrain.cli._errors",
         "posttrain.cli._options",
+        "posttrain.cli._rollout_live",
+        "posttrain.cli._serving",
         "posttrain.cli.compare",
         "posttrain.cli.doctor",
         "posttrain.cli.evaluate",
+        "posttrain.cli.example",
         "posttrain.cli.gate",
         "posttrain.cli.gc",
+        "posttrain.cli.key",
+        "posttrain.cli.log",
         "posttrain.cli.recipes",
+        "posttrain.cli.release",
+        "posttrain.cli.rollback",
+        "posttrain.cli.rollout",
+        "posttrain.cli.router",
         "posttrain.cli.run",
         "posttrain.cli.runs",
+        "posttrain.cli.serve",
         "posttrain.cli.show",
         "posttrain.cli.stage",
         "posttrain.cli.suite",
@@ -114,7 +124,11 @@ def test_help_loads_click_and_the_standard_library_only() -> None:
 
 
 @pytest.mark.parametrize(
-    "name", ["run", "runs", "show", "recipes", "doctor", "verify", "gc", "gate", "suite", "evaluate"]
+    "name",
+    [
+        *("run", "runs", "show", "recipes", "doctor", "verify", "gc", "gate", "suite", "evaluate", "release"),
+        *("serve", "rollout", "rollback", "log", "key", "example"),
+    ],
 )
 def test_help_of_a_command_loads_nothing_heavy(name: str) -> None:
     script = (

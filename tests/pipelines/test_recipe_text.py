@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from posttrain.core.errors import ConfigError, UnknownReferenceError
-from posttrain.pipelines._yaml import parse_document, parse_value
+from posttrain.core.yaml_text import parse_document, parse_value
 from posttrain.pipelines.overrides import apply_overrides
 from posttrain.pipelines.recipe import RecipeSource, find_recipe, read_recipe, shipped_recipes
 from posttrain.pipelines.resolve import ResolvedRecipe, resolve_recipe

@@ -23,11 +23,11 @@ from posttrain.serving.errors import TrafficLogError
 from posttrain.serving.traffic import columns
 from posttrain.serving.traffic.audit import reconcile, verify_log
 from posttrain.serving.traffic.config import TrafficConfig
-from posttrain.serving.traffic.index import TrafficIndex, metadata
+from posttrain.serving.traffic.index import TrafficIndex, known_sink, metadata
 from posttrain.serving.traffic.indexer import Indexer, index_once
 from posttrain.serving.traffic.query import Where, counts, feedback_of, pairs, request, requests, verdicts_of
 from posttrain.serving.traffic.records import FeedbackRow, RequestRow, VerdictRow
-from posttrain.serving.traffic.segments import SegmentWriter
+from posttrain.serving.traffic.segments import SegmentWriter, list_segments
 from tests.serving.traffic_world import child, memory_folder, wait_until
 
 _SMALL = TrafficConfig(segment_bytes=4096)
@@ -205,6 +205,18 @@ def test_a_living_writer_of_the_same_name_does_not_save_its_predecessors_request
     assert {row.id for row in requests(index, Where(finish="lost"))} == {"r-0"}
     writer.close()
     assert indexer.poll().lost == 1
+
+
+def test_a_writer_that_lived_and_died_between_two_looks(tmp_path: Path) -> None:
+    index = TrafficIndex.open(tmp_path)
+    indexer = Indexer(tmp_path, index)
+    living = SegmentWriter(tmp_path, owner="w1")
+    living.append(json.dumps(begin(1)).encode())
+    assert indexer.poll().lost == 0
+    write(tmp_path, [begin(2)])
+    assert indexer.poll().lost == 1
+    assert {row.id: row.finish for row in requests(index)} == {"r-1": None, "r-2": "lost"}
+    living.close()
 
 
 # -- order -----------------------------------------------------------------------------------------
@@ -423,3 +435,24 @@ def test_the_process_follows_and_ends_on_sigterm(tmp_path: Path) -> None:
         process.wait()
         writer.close()
     assert index_once(tmp_path, index) is not None
+
+
+def test_the_process_moves_old_segments_to_the_history(tmp_path: Path) -> None:
+    write(tmp_path, [row for number in range(40) for row in (begin(number), end(number))])
+    segments = len(list_segments(tmp_path))
+    url = f"sqlite:///{tmp_path}/elsewhere.sqlite"
+    command = [sys.executable, "-m", "posttrain.serving.traffic", "--folder", str(tmp_path), "--index", url]
+    process = subprocess.Popen([*command, "--history-after", "0"], stderr=subprocess.PIPE, text=True)
+    try:
+        wait_until(lambda: len(list_segments(tmp_path)) == 1 < segments)
+        assert known_sink(tmp_path) == f"{tmp_path}/elsewhere.sqlite"
+        process.terminate()
+        assert process.wait(60) == 0
+    finally:
+        process.kill()
+        process.wait()
+        assert process.stderr is not None
+        process.stderr.close()
+    index = TrafficIndex.open(tmp_path, url)
+    assert len(list(requests(index, Where(finish="stop")))) == 40
+    assert verify_log(tmp_path, index).ok

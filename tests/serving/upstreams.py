@@ -5,8 +5,8 @@ What it does with a request is said by the request's own field ``mock`` (the gat
 and how many ``times``, ``chunks`` of a stream, ``gap`` seconds between them, ``cut`` the connection (``at once``,
 ``in head``, ``in body``), ``garbage`` (``http``, ``json``, ``event``, ``first event``, ``html``), ``framing``
 (``chunked``, ``length``, ``close``), ``close`` the connection after the answer, ``usage`` false, ``done`` false,
-``crlf``, ``pieces`` bytes a write, ``raw`` JSON, ``junk`` behind the answer (``at once``, ``later``), ``headers``,
-``error event``, ``events`` instead of its own.
+``crlf``, ``pieces`` bytes a write, ``raw`` JSON, ``junk`` behind the answer (``at once``, ``later``), ``headers``
+lines, ``error event``, ``events`` instead of its own.
 """
 
 from __future__ import annotations
@@ -85,6 +85,9 @@ class Upstream:
         headers = {
             name.lower(): value.strip() for name, _, value in (line.partition(":") for line in lines[1:-2])
         }
+        if lines[0].startswith("GET "):
+            await self._answer(writer, 200, {}, json.dumps({"data": [{"id": self.name}]}))
+            return True
         body = json.loads(await reader.readexactly(int(headers["content-length"])))
         seen = Seen(lines[0].split(" ")[1], headers, body)
         self.calls.append(seen)

@@ -1,8 +1,8 @@
 """artifacts: what was made, from what, and where its bytes are.
 
-The content-addressed store, its registry (SQLite or PostgreSQL), lineage, runs, refs, releases, the journal,
-garbage collection and verification. Imports only ``core``. Names are resolved when first used: no database
-driver loads before.
+The content-addressed store, its registry (SQLite or PostgreSQL), lineage, runs, refs, the journal, garbage
+collection and verification; releases are in ``artifacts.releases``. Imports only ``core``. Names are resolved when
+first used: no database driver loads before.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from posttrain.artifacts.errors import ConflictError
+    from posttrain.artifacts.errors import ConflictError, ReleaseError
     from posttrain.artifacts.gc import GcReport, collect_garbage
     from posttrain.artifacts.home import Home, ReindexReport, open_home, reindex_home, resolve
     from posttrain.artifacts.mirror import Mirror
@@ -45,6 +45,7 @@ __all__ = [
     "Registry",
     "ReindexReport",
     "Release",
+    "ReleaseError",
     "RunRecord",
     "RunStageRecord",
     "collect_garbage",
@@ -56,7 +57,7 @@ __all__ = [
 ]
 
 _HOMES = {
-    "errors": ("ConflictError",),
+    "errors": ("ConflictError", "ReleaseError"),
     "gc": ("GcReport", "collect_garbage"),
     "home": ("Home", "ReindexReport", "open_home", "reindex_home", "resolve"),
     "mirror": ("Mirror",),

@@ -224,6 +224,21 @@ class Registry:
             change = t.refs.insert() if held is None else t.refs.update().where(t.refs.c.name == name)
             connection.execute(change.values(**values))
 
+    def create_ref(self, name: str, digest: str) -> bool:
+        """Point the new ref ``name`` at an artifact for good; False where it points at it already.
+
+        Raises ConflictError where it points elsewhere, UsageError for a name or digest that is none.
+        """
+        _check(name, "ref", digest)
+        with self.database.writing(t.refs) as connection:
+            held = connection.scalar(sa.select(t.refs.c.digest).where(t.refs.c.name == name))
+            if held is None:
+                values = {"name": name, "digest": digest, "updated_at": utc_now()}
+                connection.execute(t.refs.insert().values(**values))
+            elif held != digest:
+                raise _conflict(f"ref {name!r}", held, digest)
+        return held is None
+
     def ref(self, name: str) -> str | None:
         """The digest that a ref points at; None where there is no such ref."""
         with self.database.reading() as connection:
@@ -243,10 +258,21 @@ class Registry:
 
     # -- releases ----------------------------------------------------------------------------------
 
-    def publish_release(self, lane: str, digest: str, expected: str | None) -> Release:
-        """Give a lane to an artifact if ``expected`` holds it now (None: nobody). Raises ConflictError."""
+    def publish_release(
+        self,
+        lane: str,
+        digest: str,
+        expected: str | None,
+        *,
+        actor: str | None = None,
+        data: Mapping[str, Any] | None = None,
+    ) -> Release:
+        """Give a lane to an artifact if ``expected`` holds it now (None: nobody). Raises ConflictError.
+
+        With ``actor`` the journal says so in the same transaction, ``data`` included.
+        """
         _check(lane, "lane", digest)
-        with self.database.writing(t.releases) as connection:
+        with self.database.writing(t.releases, t.journal) as connection:
             head = _head_release(connection, lane)
             held = None if head is None else head.digest
             if held != expected:
@@ -254,6 +280,9 @@ class Registry:
             position = 1 if head is None else head.position + 1
             release = Release(lane, position, digest, previous=held, published_at=utc_now())
             connection.execute(t.releases.insert().values(**dataclasses.asdict(release)))
+            if actor is not None:
+                facts = {"release": digest, "previous": held, "position": position, **(data or {})}
+                _append_journal(connection, actor, "release.published", subject=lane, data=facts)
         return release
 
     def current_release(self, lane: str) -> Release | None:
@@ -275,28 +304,21 @@ class Registry:
         self, actor: str, action: str, subject: str, data: Mapping[str, Any] | None = None
     ) -> JournalEntry:
         """Add one line to the journal, chained to the line before. Nothing changes or removes it again."""
-        kept = parse_canonical(canonical_json(dict(data or {})))
         with self.database.writing(t.journal) as connection:
-            head = connection.execute(
-                sa.select(t.journal.c.sequence, t.journal.c.digest)
-                .order_by(t.journal.c.sequence.desc())
-                .limit(1)
-            ).first()
-            sequence, previous = (1, None) if head is None else (head.sequence + 1, head.digest)
-            unsealed = JournalEntry(sequence, utc_now(), actor, action, subject, kept, previous, digest="")
-            entry = dataclasses.replace(unsealed, digest=unsealed.derived_digest())
-            row = dataclasses.asdict(entry) | {"data": canonical_json(kept).decode()}
-            connection.execute(t.journal.insert().values(**row))
-        return entry
+            return _append_journal(connection, actor, action, subject=subject, data=data or {})
 
-    def journal(self, *, after: int = 0, limit: int | None = None) -> list[JournalEntry]:
-        """The journal's lines with a sequence above ``after``, oldest first."""
+    def journal(
+        self, *, after: int = 0, limit: int | None = None, action: str | None = None
+    ) -> list[JournalEntry]:
+        """The journal's lines with a sequence above ``after``, of one action or all, oldest first."""
         query = (
             sa.select(t.journal)
             .where(t.journal.c.sequence > after)
             .order_by(t.journal.c.sequence)
             .limit(limit)
         )
+        if action is not None:
+            query = query.where(t.journal.c.action == action)
         with self.database.reading() as connection:
             rows = connection.execute(query).mappings()
             return [JournalEntry(**{**row, "data": parse_canonical(row["data"])}) for row in rows]
@@ -346,6 +368,21 @@ def insert_stage(connection: sa.Connection, key: str, kind: str, outputs: Mappin
     connection.execute(t.stages.insert().values(key=key, kind=kind, completed_at=utc_now()))
     for name, digest in outputs.items():
         connection.execute(t.stage_outputs.insert().values(key=key, name=name, digest=digest))
+
+
+def _append_journal(
+    connection: sa.Connection, actor: str, action: str, *, subject: str, data: Mapping[str, Any]
+) -> JournalEntry:
+    kept = parse_canonical(canonical_json(dict(data)))
+    head = connection.execute(
+        sa.select(t.journal.c.sequence, t.journal.c.digest).order_by(t.journal.c.sequence.desc()).limit(1)
+    ).first()
+    sequence, previous = (1, None) if head is None else (head.sequence + 1, head.digest)
+    unsealed = JournalEntry(sequence, utc_now(), actor, action, subject, kept, previous, digest="")
+    entry = dataclasses.replace(unsealed, digest=unsealed.derived_digest())
+    row = dataclasses.asdict(entry) | {"data": canonical_json(kept).decode()}
+    connection.execute(t.journal.insert().values(**row))
+    return entry
 
 
 def _head_release(connection: sa.Connection, lane: str) -> Release | None:

@@ -59,11 +59,12 @@ class ArtifactWriter:
     ) -> None:
         self._store = store
         self._kind = kind
-        self._inputs = dict(inputs)
         self._producer = producer
         self._resources = contextlib.ExitStack()
         self.meta: dict[str, Any] = dict(meta)
         """Small JSON facts; may be extended until the commit."""
+        self.inputs: dict[str, str] = dict(inputs)
+        """Lineage, input name to artifact digest; may be extended until the commit."""
         self.directory: Path = store.temporary / unique_name()
         """The staging folder: every regular file in it becomes a file of the artifact."""
         with storage_errors(store.root):
@@ -142,7 +143,7 @@ class ArtifactWriter:
                 kind=self._kind,
                 files=tuple(file.entry for file in staged),
                 meta=self.meta,
-                inputs=self._inputs,
+                inputs=self.inputs,
                 producer=self._producer,
             )
             return self._store.publish(artifact, staged)

@@ -7,21 +7,12 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from posttrain.cli._options import home_option, json_option, print_json, settings_of
+from posttrain.cli._options import json_option, print_json
+from posttrain.cli._serving import gateway_option
 
 if TYPE_CHECKING:
     from posttrain.serving.access.keys import KeyFile, NewKey
     from posttrain.serving.access.records import KeyRecord
-
-
-def _gateway_option(command: Any) -> Any:
-    return click.option(
-        "--gateway",
-        default="default",
-        show_default=True,
-        metavar="NAME",
-        help="The gateway whose keys are meant.",
-    )(command)
 
 
 @click.group(short_help="Make, list, revoke and rotate the API keys of a gateway.")
@@ -29,14 +20,27 @@ def key() -> None:
     """API keys of a gateway: who may ask for what, and how much of it.
 
     The file is HOME/serving/NAME/keys.json. It holds no key, only what recognises one, so a key is shown once, when
-    it is made. A gateway that runs takes up a change at its next reload.
+    it is made. A gateway that runs takes up a change at once.
     """
 
 
-def _file(home: Path | None, gateway: str) -> KeyFile:
+def _file(folder: Path) -> KeyFile:
     from posttrain.serving.access.keys import KeyFile
 
-    return KeyFile(settings_of(home).home / "serving" / gateway / "keys.json")
+    return KeyFile(folder / "keys.json")
+
+
+def _tell_gateway(folder: Path) -> None:
+    """A gateway that runs takes up the change at once."""
+    from posttrain.serving.control.admin import AdminClient
+    from posttrain.serving.errors import ServingError
+
+    try:
+        told = AdminClient(folder).call("POST", "/v1/access", {})
+    except ServingError:
+        return  # none runs: it reads the file when it starts
+    if not told["keys"]:
+        click.echo("the gateway that runs asks for no keys yet: start it again", err=True)
 
 
 def _public(record: KeyRecord) -> dict[str, Any]:
@@ -72,17 +76,16 @@ def _show_new(new: NewKey, as_json: bool) -> None:
 @click.option("--requests-per-minute", type=click.IntRange(min=1))
 @click.option("--tokens-per-minute", type=click.IntRange(min=1))
 @click.option("--tokens-per-day", type=click.IntRange(min=1))
-@_gateway_option
-@home_option
+@gateway_option
 @json_option
-def create(home: Path | None, gateway: str, as_json: bool, **options: Any) -> None:
+def create(folder: Path, as_json: bool, **options: Any) -> None:
     """Make a key and print it. Only the key goes to standard output."""
     import time
 
     from posttrain.serving.access.records import Budgets
 
     days = options["expires_days"]
-    new = _file(home, gateway).create_key(
+    new = _file(folder).create_key(
         options["tenant"],
         name=options["name"],
         scopes=options["scopes"],
@@ -90,18 +93,18 @@ def create(home: Path | None, gateway: str, as_json: bool, **options: Any) -> No
         budgets=Budgets.model_validate({name: options[name] for name in Budgets.model_fields}),
         expires_at=None if days is None else time.time() + days * 86_400,
     )
+    _tell_gateway(folder)
     _show_new(new, as_json)
 
 
 @key.command("list", short_help="Every key there ever was.")
-@_gateway_option
-@home_option
+@gateway_option
 @json_option
-def list_keys(home: Path | None, gateway: str, as_json: bool) -> None:
+def list_keys(folder: Path, as_json: bool) -> None:
     """Every key there ever was, oldest first; none can be read from here."""
     import time
 
-    records = _file(home, gateway).read()
+    records = _file(folder).read()
     if as_json:
         print_json([_public(record) for record in records])
         return
@@ -127,11 +130,12 @@ def list_keys(home: Path | None, gateway: str, as_json: bool) -> None:
 
 @key.command("revoke", short_help="Make a key worthless.")
 @click.argument("identifier", metavar="ID")
-@_gateway_option
-@home_option
-def revoke(identifier: str, home: Path | None, gateway: str) -> None:
-    """Make a key worthless, for ever. Tell a running gateway to reload."""
-    click.echo(f"revoked {_file(home, gateway).revoke(identifier).id}")
+@gateway_option
+def revoke(identifier: str, folder: Path) -> None:
+    """Make a key worthless, for ever, in a gateway that runs, too."""
+    revoked = _file(folder).revoke(identifier)
+    _tell_gateway(folder)
+    click.echo(f"revoked {revoked.id}")
 
 
 @key.command("rotate", short_help="Give a key a new secret.")
@@ -143,9 +147,10 @@ def revoke(identifier: str, home: Path | None, gateway: str) -> None:
     show_default=True,
     help="How long the old secret stays good beside the new one.",
 )
-@_gateway_option
-@home_option
+@gateway_option
 @json_option
-def rotate(identifier: str, keep_seconds: float, *, home: Path | None, gateway: str, as_json: bool) -> None:
+def rotate(identifier: str, keep_seconds: float, *, folder: Path, as_json: bool) -> None:
     """Give a key a new secret and print the key. Budgets and counters go on."""
-    _show_new(_file(home, gateway).rotate(identifier, keep_seconds=keep_seconds), as_json)
+    new = _file(folder).rotate(identifier, keep_seconds=keep_seconds)
+    _tell_gateway(folder)
+    _show_new(new, as_json)

@@ -1,6 +1,7 @@
 """Tests that stay valid however often one looks, and the check that traffic was split as meant.
 
-Here: the evidence against ``rate <= p0`` from growing counts, the sample-ratio tests. Not here: what a canary does when
+Here: the evidence against ``rate <= p0`` from growing counts, the half-width of a mean's confidence sequence, the
+sample-ratio tests. Not here: what a canary does when
 the evidence is enough (``promotion``, ``monitoring``).
 
 An e-value is a bet against the hypothesis that cannot win on average while it is true; the chance that it ever reaches
@@ -112,3 +113,17 @@ def sample_ratio_log_evidence(
         prior = concentration * share
         value += math.lgamma(prior + count) - math.lgamma(prior) - count * math.log(share)
     return value
+
+
+def sequence_half_width(variance: float, count: int, *, alpha: float, planned: int) -> float:
+    """Half-width of a one-sided asymptotic confidence sequence (Waudby-Smith et al. 2024, eq. 134, as GrowthBook).
+
+    For a mean of ``count`` values with this ``variance``, or a difference whose variance is ``variance / count``; at
+    every look the true value is below ``mean - half_width`` with a chance of at most ``alpha`` in all. ``planned`` is
+    the count at which it is narrowest. Asymptotic: not for small counts.
+    """
+    rho2 = (-2 * math.log(2 * alpha) + math.log(-2 * math.log(2 * alpha) + 1)) / planned
+    grown = count * rho2 + 1
+    return math.sqrt(
+        variance * 2 * grown / (count * count * rho2) * math.log1p(math.sqrt(grown) / (2 * alpha))
+    )

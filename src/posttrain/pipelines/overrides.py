@@ -17,9 +17,9 @@ from pydantic_core import PydanticUndefined, to_jsonable_python
 
 from posttrain.artifacts.stage import StageSpec
 from posttrain.core.errors import ConfigError, UnknownReferenceError
+from posttrain.core.explain import models_at
 from posttrain.core.suggest import did_you_mean
-from posttrain.pipelines._explain import models_at
-from posttrain.pipelines._yaml import KeyPath, parse_value
+from posttrain.core.yaml_text import KeyPath, parse_value
 from posttrain.pipelines.recipe import Recipe, RecipeSource
 from posttrain.pipelines.registry import config_class
 

@@ -12,15 +12,16 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, StringConstraints
 
 from posttrain.core.errors import ConfigError, UnknownReferenceError
+from posttrain.core.explain import Written
 from posttrain.core.suggest import did_you_mean
-from posttrain.pipelines._yaml import KeyPath, parse_document
+from posttrain.core.yaml_text import KeyPath, parse_document
 
 RECIPE_SCHEMA = 1
 NAME_PATTERN = r"[A-Za-z][A-Za-z0-9_-]*"
@@ -77,38 +78,14 @@ class Recipe(_Record):
     """Ablations: ``posttrain run RECIPE --variant NAME``. A resolved recipe has none; they have been applied."""
 
 
-@dataclass(frozen=True, slots=True)
-class RecipeSource:
-    """The data of a recipe before it is checked, with where each key was written, so that an error can say
-    so."""
-
-    data: Any
-    """What the YAML holds."""
-    origin: str
-    """File name, or what else the data came from."""
-    lines: Mapping[KeyPath, int] = field(default_factory=dict)
-    """Line of each key, where there is a file."""
-    overrides: Mapping[KeyPath, str] = field(default_factory=dict)
-    """Keys set outside the file, with the text that set them (``--set rl.steps=10``)."""
+@dataclass(frozen=True)
+class RecipeSource(Written):
+    """The data of a recipe before it is checked, with where each key was written."""
 
     @classmethod
     def from_mapping(cls, data: Mapping[str, Any], origin: str = "recipe") -> RecipeSource:
         """A recipe made by a Python function."""
         return cls(data, origin)
-
-    def where(self, path: KeyPath) -> str:
-        """``file:line`` of the key at ``path``, or of the nearest key around it."""
-        for length in range(len(path), -1, -1):
-            prefix = path[:length]
-            if prefix in self.overrides:
-                return self.overrides[prefix]
-            if length == len(path):
-                inside = [text for key, text in self.overrides.items() if key[:length] == path]
-                if inside and length:
-                    return inside[-1]
-            if prefix in self.lines:
-                return f"{self.origin}:{self.lines[prefix]}"
-        return self.origin
 
     def key_name(self, path: KeyPath) -> str:
         """``path`` as people and ``--set`` write it: a stage's keys start with the stage's name."""

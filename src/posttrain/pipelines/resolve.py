@@ -23,9 +23,9 @@ from posttrain.artifacts.records import Artifact
 from posttrain.artifacts.stage import StageConfig, StageSpec
 from posttrain.core.canonical import canonical_json, digest_json, is_digest
 from posttrain.core.errors import ConfigError, MissingArtifactError, UnknownReferenceError
+from posttrain.core.explain import Problem, explain, raise_problems
 from posttrain.core.suggest import did_you_mean
-from posttrain.pipelines._explain import Problem, explain, raise_problems
-from posttrain.pipelines._yaml import KeyPath
+from posttrain.core.yaml_text import KeyPath
 from posttrain.pipelines.recipe import Recipe, RecipeSource, StageEntry, each_input, split_stage_output
 from posttrain.pipelines.registry import STAGES, config_class
 

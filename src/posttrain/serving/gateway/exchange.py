@@ -203,7 +203,7 @@ class Exchange(Call):
     def _members(self) -> bytes:
         """What both rows say."""
         request, asker = self._request, self._asker
-        shared = self._shared = asker.pseudonyms(self._context.pseudonyms)
+        shared = self._shared = asker.says(self._seat.unit, request.id.decode())
         slices = read_slices(request.headers.get(SLICES_HEADER))
         if slices:
             shared["slices"] = slices

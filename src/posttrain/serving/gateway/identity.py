@@ -56,7 +56,10 @@ class RequestIds:
 
 
 class Asker(NamedTuple):
-    """Whose request it is, as far as it was told."""
+    """Whose request it is, as far as it was told: pseudonyms, by which he is also assigned.
+
+    So the log, which holds no names, is enough to draw everybody's bucket again.
+    """
 
     user: str | None
     conversation: str | None
@@ -70,26 +73,25 @@ class Asker(NamedTuple):
             return self.conversation
         return self.user or self.tenant or request_id
 
-    def pseudonyms(self, pseudonyms: Pseudonyms) -> dict[str, Any]:
-        """As rows name them."""
-        says: dict[str, Any] = {}
-        if self.user:
-            says["user"] = pseudonyms.of("user", self.user)
-        if self.conversation:
-            says["conversation"] = pseudonyms.of("conversation", self.conversation)
-        if self.tenant:
-            says["tenant"] = pseudonyms.of("tenant", self.tenant)
+    def says(self, kind: Unit, request_id: str) -> dict[str, Any]:
+        """What rows say of him; ``unit`` where none of the names in the row is it."""
+        says = {name: value for name, value in self._asdict().items() if value is not None}
+        unit = self.unit(kind, request_id)
+        if unit != (request_id if kind == "request" else says.get(kind)):
+            says["unit"] = unit
         return says
 
 
-def read_asker(headers: dict[bytes, bytes], body: dict[str, Any], tenant: str | None) -> Asker:
+def read_asker(
+    headers: dict[bytes, bytes], body: dict[str, Any], tenant: str | None, pseudonyms: Pseudonyms
+) -> Asker:
     """From the headers, else from the body."""
     user, conversation = headers.get(USER_HEADER), headers.get(CONVERSATION_HEADER)
     name = _text(user) if user else body.get("safety_identifier") or body.get("user")
     return Asker(
-        name[:_MAX_NAME] if isinstance(name, str) else None,
-        _text(conversation) if conversation else None,
-        tenant,
+        pseudonyms.of("user", name[:_MAX_NAME]) if isinstance(name, str) and name else None,
+        pseudonyms.of("conversation", _text(conversation)) if conversation else None,
+        pseudonyms.of("tenant", tenant) if tenant else None,
     )
 
 

@@ -16,7 +16,7 @@ from posttrain.core.canonical import digest_json
 from posttrain.serving.assignment import assign
 from posttrain.serving.gateway.metrics import Cell, CellKey, Metrics
 from posttrain.serving.gateway.upstream import UpstreamHandle
-from posttrain.serving.records import Route, Snapshot, Target
+from posttrain.serving.records import Route, Snapshot, Target, Unit
 
 SAMPLING_KEYS = (
     "temperature",
@@ -44,12 +44,14 @@ _REMEMBERED = 4096
 class Seat:
     """A target in a role."""
 
-    __slots__ = ("cell", "fixed", "handles", "lane", "model", "sampling", "target")
+    __slots__ = ("cell", "fixed", "handles", "lane", "model", "sampling", "target", "unit")
 
     def __init__(
         self, target: Target, key: CellKey, fixed: bytes, handles: tuple[UpstreamHandle, ...]
     ) -> None:
         self.target = target
+        self.unit: Unit = "user"
+        """What stays with its answer on this route."""
         self.lane = key.lane
         self.model = target.model
         """What the upstream calls it."""
@@ -149,6 +151,7 @@ class Plan:
         key = CellKey(route.model, lane, arm, target.name)
         seat = Seat(target, key, fixed, tuple(handles[name] for name in target.upstreams))
         seat.cell = self._metrics.cell(key)
+        seat.unit = route.unit
         return seat
 
 

@@ -109,7 +109,8 @@ class Routes:
         if route is None or not self._allows(principal, model):
             self._refuse(connection, request, replies.unknown_model(model))
             return
-        asker = read_asker(headers, body, None if principal is None else principal.tenant)
+        tenant = None if principal is None else principal.tenant
+        asker = read_asker(headers, body, tenant, context.pseudonyms)
         seating = route.seat(asker.unit(route.unit, request.id.decode()))
         Exchange(context, connection, request, endpoint).start(body, asker, seating)
 

@@ -47,6 +47,7 @@ class Finder(Protocol):
 
 def settled_by_alphabet(text: str, alphabet: str, reach: int) -> int:
     """Where a hit has only characters of ``alphabet``: after the last other character, or ``reach`` from the end."""
-    size = len(text)
+    if text[-1:] not in alphabet:
+        return len(text)
     tail = text[-reach:]
-    return size - len(tail) + len(tail.rstrip(alphabet))
+    return len(text) - len(tail) + len(tail.rstrip(alphabet))

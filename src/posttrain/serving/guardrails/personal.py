@@ -228,8 +228,9 @@ class _Iban:
         return None
 
     def settled(self, text: str) -> int:
-        found = self._open.search(text, max(0, len(text) - self.reach))
-        return found.start() if found else len(text)
+        size = len(text)
+        found = self._open.search(text, size - self.reach if size > self.reach else 0)
+        return found.start() if found else size
 
 
 class _Passport:

@@ -98,16 +98,20 @@ class Scan:
         size = len(folded)
         settled = size
         positions = self._positions
+        # Comparisons written out: this loop is most of what a chunk costs.
         for number, (finder, rule) in enumerate(self._side.finders):
             limit = size if last else finder.settled(folded)
             position = positions[number]
             if limit > position:
                 while (hit := finder.search(folded, position, limit)) is not None:
                     position = hit.end
-                    if hit.kind is not ALLOWED:
+                    if hit.kind != ALLOWED:
                         self._add(rule, hit.start, hit.end, hit.kind)
-                positions[number] = position = max(position, limit)
-            settled = min(settled, position)
+                if position < limit:  # noqa: PLR1730
+                    position = limit
+                positions[number] = position
+            if position < settled:  # noqa: PLR1730
+                settled = position
         total = self._raw_start + len(self._raw)
         raw_settled = total if settled >= size else self._place(settled)
         while self._limits and self._received > self._limits[0][0]:

@@ -13,7 +13,10 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from posttrain.core.errors import PosttrainError
+from posttrain.serving.traffic.history import archive
+from posttrain.serving.traffic.index import TrafficIndex
 from posttrain.serving.traffic.indexer import run_indexer
+from posttrain.serving.traffic.retention import retain
 
 _HOUSEKEEPING_SECONDS = 60.0
 
@@ -49,19 +52,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
     return 0
 
 
-def _housekeeping(options: argparse.Namespace) -> Callable[[], None]:
+def _housekeeping(options: argparse.Namespace) -> Callable[[TrafficIndex], None]:
     next_at = 0.0
 
-    def work() -> None:
+    def work(index: TrafficIndex) -> None:
         nonlocal next_at
         if time.monotonic() < next_at or (options.history_after is None and options.retention_days is None):
             return
         next_at = time.monotonic() + _HOUSEKEEPING_SECONDS
-        from posttrain.serving.traffic.history import archive
-        from posttrain.serving.traffic.index import TrafficIndex
-        from posttrain.serving.traffic.retention import retain
-
-        index = TrafficIndex.open(options.folder, options.index)
         if options.history_after is not None:
             archive(options.folder, index, older_than_seconds=options.history_after)
         if options.retention_days is not None:

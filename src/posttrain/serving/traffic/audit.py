@@ -10,9 +10,7 @@ import hashlib
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
-from zlib import crc32
 
-from posttrain.serving.traffic.codec import loads
 from posttrain.serving.traffic.columns import ENDED, REQUESTS, entry_of
 from posttrain.serving.traffic.history import verify_parts
 from posttrain.serving.traffic.index import TrafficIndex
@@ -135,17 +133,13 @@ def reconcile(folder: Path, index: TrafficIndex) -> list[OwnerCount]:
         began.setdefault(name.owner, set())
         ended.setdefault(name.owner, set())
         for row in read_segment(folder / str(name)):
-            try:
-                value = loads(row.payload)
-            except ValueError:
-                continue
-            entry = entry_of(value, crc32(row.payload), "")
+            entry = entry_of(row.payload, "")
             if entry is None or entry.table is not REQUESTS or not removals.keeps(entry):
                 continue
             known.setdefault(name.owner, set()).add(entry.id)
-            if value["kind"] == "begin":
+            if entry.accepts:
                 began[name.owner].add(entry.id)
-            elif value["kind"] == "end":
+            elif entry.rank >= ENDED:
                 ended[name.owner].add(entry.id)
     with index.database.reading() as connection:
         found = connection.exec_driver_sql('SELECT id, "rank", finish, writer FROM requests').all()

@@ -27,6 +27,16 @@ def loads(data: bytes | str) -> Any:
         raise ValueError("nested too deeply") from error
 
 
+def loads_row(data: bytes) -> tuple[Any, bool]:
+    """A row, and whether its text is plain: no NUL and no half characters in it. Raises ValueError."""
+    if orjson is not None:
+        try:
+            return orjson.loads(data), b"\\u0000" not in data
+        except ValueError:
+            pass
+    return loads(data), False
+
+
 def dumps(value: Any) -> str:
     """Compact JSON text, which reads back as the same value."""
     if orjson is not None:

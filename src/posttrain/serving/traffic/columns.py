@@ -13,8 +13,9 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple, TypeAlias
+from zlib import crc32
 
-from posttrain.serving.traffic.codec import dumps
+from posttrain.serving.traffic.codec import dumps, loads_row
 
 ENDED = 1 << 32
 """Ranks from here on are of rows that say how a request ended."""
@@ -33,15 +34,17 @@ def _text(value: Any) -> str | None:
 
 
 def _integer(value: Any) -> int | None:
-    if isinstance(value, bool | int):
-        return int(value) if -_MAX_INTEGER <= value <= _MAX_INTEGER else None
-    return int(value) if isinstance(value, float) and abs(value) < _MAX_INTEGER else None
+    if type(value) is int:
+        return value if -_MAX_INTEGER <= value <= _MAX_INTEGER else None
+    if type(value) is bool:
+        return int(value)
+    return int(value) if type(value) is float and abs(value) < _MAX_INTEGER else None
 
 
 def _number(value: Any) -> float | None:
-    if isinstance(value, float):
+    if type(value) is float:
         return value
-    return float(value) if isinstance(value, bool | int) and abs(value) < _MAX_INTEGER else None
+    return None if (number := _integer(value)) is None else float(number)
 
 
 def _json(value: Any) -> str | None:
@@ -147,27 +150,44 @@ class Entry(NamedTuple):
     writer: str
     values: dict[str, Any]
     """By column, only what the row says."""
+    accepts: bool = False
+    """Whether it is a ``begin``."""
 
     def parameters(self) -> tuple[Any, ...]:
         """Values of ``table.all_columns``."""
         return (self.id, self.rank, self.writer, *map(self.values.get, self.table.columns))
 
 
-def entry_of(row: Any, checksum: int, writer: str) -> Entry | None:
+def entry_of(payload: bytes, writer: str) -> Entry | None:
     """What a row says to the index; None where it is none of ours: no object, no id, no kind that is known."""
+    try:
+        row, plain = loads_row(payload)
+    except ValueError:
+        return None
     if not isinstance(row, dict):
         return None
     kind, name = row.get("kind"), _text(row.get("id"))
     table = TABLE_OF.get(kind) if isinstance(kind, str) else None
     if table is None or not name:
         return None
-    converts = table.columns
-    values = {
-        key: found
-        for key, value in row.items()
-        if value is not None and key in converts and (found := converts[key](value)) is not None
-    }
-    return Entry(table, name, checksum if kind == "begin" else ENDED + checksum, writer, values)
+    find, values = table.columns.get, {}
+    for key, value in row.items():
+        convert = find(key)
+        if convert is None or value is None:
+            continue
+        if plain and convert is _text and type(value) is str:
+            values[key] = value  # most of what there is, without a call
+        elif (found := convert(value)) is not None:
+            values[key] = found
+    checksum = crc32(payload)
+    return Entry(
+        table, name, checksum if kind == "begin" else ENDED + checksum, writer, values, kind == "begin"
+    )
+
+
+def is_blank(payload: bytes) -> bool:
+    """Whether this is what remains of an erased row."""
+    return payload.strip(b" {}") == b""
 
 
 def merged(first: Entry, second: Entry) -> Entry:

@@ -17,18 +17,15 @@ from collections.abc import Collection, Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, TypeVar
-from zlib import crc32
 
 import sqlalchemy as sa
 
 from posttrain.serving.errors import TrafficLogError
-from posttrain.serving.traffic.codec import loads
 from posttrain.serving.traffic.columns import REQUESTS, TABLES, entry_of
 from posttrain.serving.traffic.folder_lock import maintenance
 from posttrain.serving.traffic.history import (
     HISTORY_FOLDER,
     StoredRow,
-    parse,
     part_paths,
     read_part,
     write_part,
@@ -63,7 +60,7 @@ def forget(
         segments = [folder / str(name) for name in look_at(folder).final if (folder / str(name)).exists()]
         ids, latest_ms = set(requests), began_ms
         for row in _all_rows(folder, segments):
-            entry = parse(row)
+            entry = entry_of(row.payload, row.writer)
             if user is not None and entry is not None and entry.values.get("user") == user:
                 ids.add(entry.id)
                 # A writer's clock may be ahead of ours after the wall clock was put back.
@@ -106,10 +103,7 @@ def _all_rows(folder: Path, segments: list[Path]) -> Iterator[StoredRow]:
 
 
 def _goes(gone: Removals, payload: bytes) -> bool:
-    try:
-        entry = entry_of(loads(payload), crc32(payload), "")
-    except ValueError:
-        return False
+    entry = entry_of(payload, "")
     return entry is not None and not gone.keeps(entry)
 
 

@@ -2,7 +2,8 @@
 
 Here: a reader with a cursor that can be kept. Not here: the index, which it neither needs nor disturbs. Rows of one
 owner come in the order in which they were written, of several owners in any. Every row comes once for a cursor that is
-kept with what was done about the rows; a row that the writer wrote twice (after a failed sync) comes twice.
+kept with what was done about the rows; a row that the writer wrote twice (after a failed sync) comes twice. Rows that
+were moved to the history or erased before they were followed do not come.
 """
 
 from __future__ import annotations

@@ -19,7 +19,6 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
-from zlib import crc32
 
 from posttrain.core.atomic import make_folder, storage_errors, sync_file, sync_folder, unique_name
 from posttrain.core.canonical import digest_file
@@ -106,7 +105,7 @@ def _write_segments(folder: Path, segments: list[Cursor], removals: Removals) ->
     for cursor in segments:
         for row in read_segment(folder / cursor.segment):
             stored = StoredRow(cursor.writer, row.payload)
-            entry = parse(stored)
+            entry = entry_of(stored.payload, stored.writer)
             if entry is not None and removals.keeps(entry):
                 by_day.setdefault(_day(entry), []).append(stored)
     # The same segments give the same names: a pass that was killed is done again over its own files.
@@ -183,7 +182,7 @@ def restore(folder: Path, index: TrafficIndex, allowed: Callable[[], Callable[[E
             continue
         batch, times, count = Batch(), [], 0
         for row in read_part(folder, path):
-            entry = parse(row)
+            entry = entry_of(row.payload, row.writer)
             count += 1
             if entry is None:
                 continue
@@ -207,14 +206,6 @@ def restore(folder: Path, index: TrafficIndex, allowed: Callable[[], Callable[[E
         index.change_parts(add=[part])
         rows += count
     return rows
-
-
-def parse(row: StoredRow) -> Entry | None:
-    """What a row says to the index."""
-    try:
-        return entry_of(loads(row.payload), crc32(row.payload), row.writer)
-    except ValueError:
-        return None
 
 
 def _movable(folder: Path, cursors: dict[str, Cursor], before_ms: int) -> list[Cursor]:
@@ -258,7 +249,7 @@ def _remove_archived(folder: Path, cursors: dict[str, Cursor]) -> int:
 def _columns(row: StoredRow) -> dict[str, Any]:
     value = loads(row.payload)
     found: dict[str, Any] = {"writer": row.writer, "row": row.payload}
-    entry = parse(row)
+    entry = entry_of(row.payload, row.writer)
     said = {} if entry is None else entry.values
     for name in (*_TEXT, *_INTEGERS, *_NUMBERS):
         found[name] = said.get(name)

@@ -7,7 +7,8 @@ with the same tables. Whatever is in it can be made again from the segments and 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Mapping, Sequence
+import contextlib
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -15,12 +16,13 @@ from typing import Any
 import sqlalchemy as sa
 
 from posttrain.artifacts.database import Database, Schema
-from posttrain.core.atomic import make_folder
+from posttrain.core.atomic import make_folder, write_atomic
 from posttrain.serving.errors import TrafficLogError
 from posttrain.serving.traffic.columns import ENDED, TABLES, Entry, merged, upsert_sql
 from posttrain.serving.traffic.segment_format import SegmentName
 
 INDEX_FILE = "index.sqlite"
+_SINK_FILE = "sink"
 
 _SCHEMA = Schema(
     name="index of the traffic log",
@@ -160,6 +162,12 @@ class TrafficIndex:
             url = sa.URL.create("sqlite", database=str(folder / INDEX_FILE)).render_as_string()
         return cls(Database(url, _SCHEMA))
 
+    @contextlib.contextmanager
+    def held_open(self) -> Iterator[None]:
+        """Keep one connection while the block runs: SQLite does its housekeeping when the last one closes."""
+        with contextlib.closing(self.database.engine.raw_connection()):
+            yield
+
     def belong_to(self, log: str) -> None:
         """Be the index of this log and no other. Raises TrafficLogError where it already is another's."""
         with self.database.writing(cursors) as connection:
@@ -250,6 +258,24 @@ class TrafficIndex:
         now = {row.segment: _cursor(row) for row in connection.execute(chosen)}
         if any(now.get(segment) != before for segment, (before, _) in batch.cursors.items()):
             raise Overtaken
+
+
+def note_sink(folder: Path, index: TrafficIndex) -> None:
+    """Note beside the segments which database their index is in, without its password."""
+    shown = index.database.shown()
+    path = folder / _SINK_FILE
+    if index.database.dialect == "sqlite" and Path(shown).absolute() == (folder / INDEX_FILE).absolute():
+        path.unlink(missing_ok=True)
+    else:
+        write_atomic(path, f"{shown}\n".encode())
+
+
+def known_sink(folder: Path) -> str | None:
+    """Where the index of a folder is, if it is not in the folder."""
+    try:
+        return (folder / _SINK_FILE).read_text(encoding="utf-8").strip()
+    except FileNotFoundError:
+        return None
 
 
 def _cursor(row: Any) -> Cursor:

@@ -17,15 +17,13 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import NamedTuple
-from zlib import crc32
 
-from posttrain.core.errors import StoreError
+from posttrain.core.errors import PosttrainError, StoreError
 from posttrain.serving.errors import TrafficLogError
-from posttrain.serving.traffic.codec import loads
-from posttrain.serving.traffic.columns import entry_of
+from posttrain.serving.traffic.columns import entry_of, is_blank
 from posttrain.serving.traffic.folder_lock import folder_lock
 from posttrain.serving.traffic.history import restore
-from posttrain.serving.traffic.index import Batch, Cursor, Overtaken, TrafficIndex
+from posttrain.serving.traffic.index import Batch, Cursor, Overtaken, TrafficIndex, note_sink
 from posttrain.serving.traffic.owner_lock import is_alive
 from posttrain.serving.traffic.pseudonym import load_or_make_secret, pseudonym
 from posttrain.serving.traffic.removals import RemovalsFile
@@ -40,6 +38,7 @@ from posttrain.serving.traffic.segment_format import (
 _log = logging.getLogger("posttrain.traffic")
 _BATCH_ROWS = 2000
 _BATCH_BYTES = 8 << 20
+_BATCH_SEGMENTS = 500
 _RETRY_SECONDS = 2.0
 
 
@@ -116,6 +115,8 @@ class Indexer:
             return  # moved to the history or removed since it was listed
         if cursor != self._cursors.get(str(name)):
             self._batch.move(self._cursors.get(str(name)), cursor)
+            if len(self._batch.cursors) >= _BATCH_SEGMENTS:
+                self._put()
 
     def _put(self) -> None:
         """One transaction with what was gathered, of however many segments."""
@@ -175,16 +176,12 @@ class _Progress:
         self._rows += 1
         batch.rows += 1
         batch.size_bytes += len(payload)
-        try:
-            row = loads(payload)
-        except ValueError:
-            row = None
-        entry = entry_of(row, crc32(payload), self._start.writer)
+        entry = entry_of(payload, self._start.writer)
         if entry is None:
-            self._bad += row != {}  # an erased row is an empty object
+            self._bad += not is_blank(payload)
             return
         batch.add(entry)
-        self._accepted += row["kind"] == "begin"
+        self._accepted += entry.accepts
         at_ms = entry.values.get("at_ms")
         if at_ms is not None:
             self._first = at_ms if self._first is None or at_ms < self._first else self._first
@@ -236,7 +233,7 @@ def index_once(folder: Path, index: TrafficIndex) -> Indexed | None:
 
 
 def run_indexer(
-    folder: Path, url: str | None, *, poll_seconds: float, housekeeping: Callable[[], object]
+    folder: Path, url: str | None, *, poll_seconds: float, housekeeping: Callable[[TrafficIndex], object]
 ) -> None:
     """Follow the folder until SIGTERM or SIGINT. Raises TrafficLogError where another indexer runs.
 
@@ -248,15 +245,27 @@ def run_indexer(
     with folder_lock(folder, "indexer") as held:
         if not held:
             raise TrafficLogError(f"an indexer of {folder} is already running")
-        indexer = None
         while not stopping.is_set():
             try:
-                if indexer is None:
-                    indexer = Indexer(folder, TrafficIndex.open(folder, url))
-                done = indexer.poll(stopping.is_set)
-                if not stopping.is_set():
-                    housekeeping()
-                stopping.wait(0 if done.rows else poll_seconds)
+                index = TrafficIndex.open(folder, url)
+                note_sink(folder, index)
+                with index.held_open():
+                    indexer = Indexer(folder, index)
+                    while not stopping.is_set():
+                        done = indexer.poll(stopping.is_set)
+                        if not stopping.is_set():
+                            _keep_house(housekeeping, index)
+                        stopping.wait(0 if done.rows else poll_seconds)
             except StoreError as error:
                 _log.error("%s", error)
                 stopping.wait(_RETRY_SECONDS)
+
+
+def _keep_house(work: Callable[[TrafficIndex], object], index: TrafficIndex) -> None:
+    """Tidying is tried again later; what it could not do keeps no row from the index."""
+    try:
+        work(index)
+    except StoreError:
+        raise
+    except PosttrainError as error:
+        _log.error("%s", error)

@@ -67,6 +67,9 @@ class RequestRow:
     """Salted hash of the user: what ``log forget`` finds."""
     conversation: str | None = None
     """Salted hash of the conversation."""
+    unit: str | None = None
+    """What ``assignment.assign`` was given, where that is neither ``user``, ``conversation`` nor ``id`` by the route's
+    unit; the exposure check of a rollout draws its bucket again."""
     stream: bool = False
     status: int = 0
     """HTTP status that the client got; 0 while unknown."""

@@ -11,7 +11,7 @@ import time
 from dataclasses import dataclass
 from pathlib import Path
 
-from posttrain.serving.traffic.columns import TABLES
+from posttrain.serving.traffic.columns import TABLES, is_blank
 from posttrain.serving.traffic.folder_lock import maintenance
 from posttrain.serving.traffic.history import HISTORY_FOLDER
 from posttrain.serving.traffic.index import Cursor, TrafficIndex, cursors
@@ -72,7 +72,7 @@ def retain(
             gone = [cursor.segment for cursor in old if cursor not in emptied]
             index.drop_segments(gone)
             for cursor in emptied:
-                blank_rows(folder / cursor.segment, lambda payload: payload.strip(b"{} ") != b"")
+                blank_rows(folder / cursor.segment, lambda payload: not is_blank(payload))
     return Retained(
         before_ms,
         tuple(cursor.segment for cursor in removed),

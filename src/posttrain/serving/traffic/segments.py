@@ -114,6 +114,8 @@ class SegmentWriter:
         """Bytes appended in this writer's life: what :meth:`append` returned last."""
         self.synced = 0
         """Everything up to here is on the disk, but for what ``failures`` says was lost."""
+        self.syncs = 0
+        """How often data was synced, for the metrics."""
         if parse_name(str(SegmentName(owner, 0))) is None:
             raise TrafficLogError(f"{owner!r} cannot name a segment", hint="use letters, digits, . _ and -")
         self._segment_bytes = self.config.segment_bytes
@@ -364,6 +366,7 @@ class SegmentWriter:
             self._remember(segment, error)
             return False
         segment.synced = size
+        self.syncs += 1
         return True
 
     def _finish(self, segment: _Segment, *, closed: bool = False) -> bool:

@@ -1,7 +1,8 @@
 """Turning pydantic's findings into lines that name the key, what was expected, what was given, and the
 nearest key.
 
-Here: the wording, and following a key path through a model's annotations. Not here: any rule about recipes.
+Here: data as a person wrote it with its places, the wording, following a key path through a model's annotations, and
+reading one file as one model. Not here: any rule about what is written (recipes, the gateway's configuration).
 To word another pydantic error type: one entry in ``_EXPECTED``; a type without one keeps pydantic's own
 message.
 """
@@ -11,16 +12,16 @@ from __future__ import annotations
 import json
 import types
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
-from typing import Annotated, Any, Literal, Union, get_args, get_origin
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Annotated, Any, Literal, TypeVar, Union, get_args, get_origin
 
 from pydantic import BaseModel, ValidationError
 from pydantic_core import ErrorDetails
 
 from posttrain.core.errors import ConfigError
 from posttrain.core.suggest import did_you_mean
-from posttrain.pipelines._yaml import KeyPath
-from posttrain.pipelines.recipe import RecipeSource
+from posttrain.core.yaml_text import KeyPath, parse_document
 
 _MAX_PROBLEMS_SHOWN = 8
 _MAX_GIVEN_CHARACTERS = 60
@@ -62,19 +63,54 @@ _EXPECTED = {
 }
 
 
+_Model = TypeVar("_Model", bound=BaseModel)
+
+
+@dataclass(frozen=True)
+class Written:
+    """Data before it is checked, with where each key was written, so that an error can say so."""
+
+    data: Any
+    """What the YAML holds."""
+    origin: str
+    """File name, or what else the data came from."""
+    lines: Mapping[KeyPath, int] = field(default_factory=dict)
+    """Line of each key, where there is a file."""
+    overrides: Mapping[KeyPath, str] = field(default_factory=dict)
+    """Keys set outside the file, with the text that set them (``--set rl.steps=10``)."""
+
+    def where(self, path: KeyPath) -> str:
+        """``file:line`` of the key at ``path``, or of the nearest key around it."""
+        for length in range(len(path), -1, -1):
+            prefix = path[:length]
+            if prefix in self.overrides:
+                return self.overrides[prefix]
+            if length == len(path):
+                inside = [text for key, text in self.overrides.items() if key[:length] == path]
+                if inside and length:
+                    return inside[-1]
+            if prefix in self.lines:
+                return f"{self.origin}:{self.lines[prefix]}"
+        return self.origin
+
+    def key_name(self, path: KeyPath) -> str:
+        """``path`` as people write it."""
+        return ".".join(str(part) for part in path)
+
+
 @dataclass(frozen=True, slots=True)
 class Problem:
-    """One thing wrong with a recipe."""
+    """One thing wrong with what was written."""
 
     path: KeyPath
-    """The key, from the top of the recipe."""
+    """The key, from the top of the document."""
     text: str
     """What is wrong with it."""
     hint: str | None = None
     """What to change."""
 
 
-def raise_problems(source: RecipeSource, problems: Sequence[Problem]) -> None:
+def raise_problems(source: Written, problems: Sequence[Problem]) -> None:
     """Raise one ConfigError that names every problem with its place; do nothing where there are none."""
     if not problems:
         return
@@ -97,8 +133,27 @@ def raise_problems(source: RecipeSource, problems: Sequence[Problem]) -> None:
     )
 
 
+def read_model(path: Path, model: type[_Model]) -> _Model:
+    """The YAML file ``path`` as one ``model``. Raises ConfigError that names the file, the line and the key."""
+    try:
+        text = path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{path}: cannot be read: {error}", hint="name a YAML file in UTF-8") from error
+    document = parse_document(text, path.name)
+    return check_model(Written(document.value, path.name, document.lines), model)
+
+
+def check_model(source: Written, model: type[_Model]) -> _Model:
+    """What was written as one ``model``. Raises ConfigError that names every problem with its place."""
+    try:
+        return model.model_validate(source.data)
+    except ValidationError as error:
+        raise_problems(source, explain(error, model, source.data))
+        raise
+
+
 def explain(error: ValidationError, model: type[BaseModel], data: Any, prefix: KeyPath = ()) -> list[Problem]:
-    """The problems that ``error`` found when ``data`` (at ``prefix`` in the recipe) was read as ``model``."""
+    """The problems that ``error`` found when ``data`` (at ``prefix`` in the document) was read as ``model``."""
     return [_explain_one(detail, model, data, prefix) for detail in error.errors(include_url=False)]
 
 

@@ -1,7 +1,8 @@
-"""Reading the YAML of recipes, strictly: plain data with the line of every key.
+"""Reading YAML, strictly: plain data with the line of every key.
 
 Here: a reader of the YAML 1.2 core types (so ``1e-5`` is a number and ``no`` is text). Duplicate keys, keys
-that are not text, anchors and tags are refused with their line. Not here: what the keys mean (``recipe``).
+that are not text, anchors and tags are refused with their line. Not here: what the keys mean (``explain``, and
+whoever reads them).
 """
 
 from __future__ import annotations
@@ -50,11 +51,11 @@ def parse_document(text: str, origin: str) -> Document:
             f"{where}: not valid YAML: {problem}", hint="check the indentation and quotes near it"
         ) from error
     except RecursionError:
-        raise ConfigError(f"{origin}: nested too deeply to be a recipe") from None
+        raise ConfigError(f"{origin}: nested too deeply") from None
     except yaml.YAMLError as error:
         raise ConfigError(
             f"{origin}: not valid YAML: {str(error).splitlines()[0]}",
-            hint="write the recipe as plain UTF-8 text",
+            hint="write it as plain UTF-8 text",
         ) from error
     if node is None:
         return Document(None)

@@ -1,0 +1,1 @@
+"""The process above the workers: snapshots, rollouts, rollback, engines, the admin surface."""

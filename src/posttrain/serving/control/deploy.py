@@ -1,0 +1,303 @@
+"""Releases on engines.
+
+Here: from the name of a release to a target that answers: verified digest by digest, its engine started, its adapter
+loaded, its probes passed. Not here: engines (``drivers``), what a release is (``artifacts.releases``), who gets it. Two
+releases of the same weights, tokenizer and template share an engine; an adapter's name on it carries its digest.
+
+An engine whose release nobody can be sent to any more is stopped by :meth:`Deployer.retire`, never by chance.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from posttrain.artifacts.errors import ReleaseError
+from posttrain.artifacts.home import Home
+from posttrain.artifacts.releases.load import LoadedRelease, load_release
+from posttrain.core.atomic import make_folder, remove_tree
+from posttrain.core.canonical import digest_json, short
+from posttrain.core.errors import ConfigError, StoreError
+from posttrain.core.explain import Written, check_model
+from posttrain.core.suggest import did_you_mean
+from posttrain.core.yaml_text import parse_document
+from posttrain.serving.config import RouteConfig, ServeConfig, TargetConfig
+from posttrain.serving.drivers.adapters import AdapterManager
+from posttrain.serving.drivers.probe import Probe, probe
+from posttrain.serving.drivers.protocol import EngineDriver
+from posttrain.serving.drivers.records import AdapterRef, EngineConfig, ServedFolder
+from posttrain.serving.drivers.registry import create_driver
+from posttrain.serving.errors import EngineError, ReleaseRefused
+from posttrain.serving.records import EngineKind, Target, Upstream
+
+BASE = "base"
+"""What ``adapter:`` says for a release that has adapters and is to be served without one."""
+
+
+@dataclass(slots=True)
+class _Engine:
+    """An engine that was started for some releases."""
+
+    name: str
+    kind: EngineKind
+    driver: EngineDriver
+    url: str
+    adapters: AdapterManager
+    releases: set[str] = field(default_factory=set)
+
+
+class Deployer:
+    """The engines of one gateway."""
+
+    def __init__(self, home: Home, folder: Path, config: ServeConfig) -> None:
+        """``folder`` takes the engines' logs and what is made from models for them."""
+        self._home = home
+        self._folder = folder
+        self._config = config
+        self._engines: dict[str, _Engine] = {}
+        self._targets: dict[str, tuple[Target, TargetConfig, str]] = {}
+        self._one = threading.Lock()
+        """Engines are started and stopped one at a time; two would fight for the cores."""
+
+    async def deploy(self, route: str, wanted: TargetConfig) -> tuple[Target, tuple[Upstream, ...]]:
+        """The target that ``wanted`` means, ready to answer, with the upstreams that hold it.
+
+        Raises ReleaseRefused for a release that may not be served, EngineError for an engine or a probe that failed.
+        """
+        if wanted.release is None:
+            target = wanted.on_upstream(route)
+            return target, tuple(each for each in self._config.upstreams if each.name in target.upstreams)
+        return await asyncio.to_thread(self._deploy, route, wanted)
+
+    async def ready(
+        self, target: Target, upstreams: tuple[Upstream, ...]
+    ) -> tuple[Target, tuple[Upstream, ...]]:
+        """A target of an earlier snapshot, verified, loaded and probed again; see ``rollback.Ready``."""
+        if target.release is None:
+            await asyncio.to_thread(self._ask, self._route_of(target), target.model, upstreams)
+            return target, upstreams
+        known = self._targets.get(_key(target))
+        if known is not None:
+            _, wanted, route = known
+        else:  # an earlier control deployed it
+            route = self._route_of(target).model
+            wanted = TargetConfig(
+                release=target.release,
+                sampling=target.sampling,
+                adapter=None if target.adapter is None else target.adapter,
+                usd_per_1k_prompt_tokens=target.usd_per_1k_prompt_tokens,
+                usd_per_1k_completion_tokens=target.usd_per_1k_completion_tokens,
+            )
+        return await asyncio.to_thread(self._deploy, route, wanted)
+
+    def is_well(self, target: Target) -> bool:
+        """Whether the engine of a target that we run answers; what others run is theirs to watch."""
+        if target.release is None:
+            return True
+        engine = next((each for each in list(self._engines.values()) if each.name in target.upstreams), None)
+        return engine is not None and engine.driver.health().ok
+
+    def status(self) -> list[dict[str, Any]]:
+        """Every engine that runs, and whether it answers."""
+        return [
+            {
+                "name": engine.name,
+                "engine": engine.kind,
+                "url": engine.url,
+                "releases": sorted(engine.releases),
+                "adapters": {name: held.state for name, held in engine.adapters.loaded().items()},
+                "health": engine.driver.health().model_dump(mode="json"),
+                "determinism": engine.driver.determinism().model_dump(mode="json"),
+            }
+            for engine in list(self._engines.values())
+        ]
+
+    def retire(self, wanted: Iterable[Target]) -> list[str]:
+        """Stop every engine that none of ``wanted`` needs; the names of those."""
+        needed = {name for target in wanted for name in target.upstreams}
+        stopped = []
+        with self._one:
+            for key, engine in list(self._engines.items()):
+                if engine.name not in needed:
+                    engine.driver.stop()
+                    del self._engines[key]
+                    stopped.append(engine.name)
+        return stopped
+
+    def stop(self) -> None:
+        """Stop every engine."""
+        self.retire(())
+
+    # -- one release ---------------------------------------------------------------------------------
+
+    def _deploy(self, route: str, wanted: TargetConfig) -> tuple[Target, tuple[Upstream, ...]]:
+        assert wanted.release is not None, "the caller looked"
+        config = self._route_config(route)
+        loaded = self._load(wanted.release)
+        with self._one:
+            engine = self._engine(loaded, config)
+            model, adapter = self._model(engine, loaded, wanted)
+            engine.releases.add(loaded.manifest.name)
+        manifest = loaded.manifest
+        target = Target(
+            name=manifest.name,
+            upstreams=(engine.name, *wanted.fallbacks),
+            model=model,
+            release=loaded.digest,
+            adapter=adapter,
+            template=loaded.template_digest,
+            sampling=wanted.sampling or dict(manifest.sampling),
+            usd_per_1k_prompt_tokens=wanted.usd_per_1k_prompt_tokens,
+            usd_per_1k_completion_tokens=wanted.usd_per_1k_completion_tokens,
+        )
+        upstreams = (Upstream(name=engine.name, url=engine.url, engine=engine.kind),)
+        self._ask(config, model, upstreams)
+        self._targets[_key(target)] = (target, wanted, route)
+        return target, upstreams
+
+    def _load(self, reference: str) -> LoadedRelease:
+        signatures = self._config.signatures
+        try:
+            return load_release(
+                self._home,
+                reference,
+                public_key=None if signatures is None else signatures.public_key,
+                require_signature=signatures is not None,
+                # What was hashed once in this process and has not changed on disk since is not hashed again: a rollback
+                # to a release that serves must take milliseconds.
+                deep=False,
+            )
+        except ReleaseError as error:
+            raise ReleaseRefused(str(error), hint=error.hint) from error
+        except StoreError as error:
+            raise ReleaseRefused(f"release {reference} cannot be read: {error}", hint=error.hint) from error
+
+    def _engine(self, loaded: LoadedRelease, config: RouteConfig) -> _Engine:
+        if loaded.base is None:
+            raise ReleaseRefused(f"release {loaded.manifest.name} has no weights in the store")
+        parts = {
+            "base": loaded.manifest.base.identity,
+            "tokenizer": None if loaded.manifest.tokenizer is None else loaded.manifest.tokenizer.identity,
+            "template": loaded.template_digest,
+        }
+        engine_config = config.engine_for(str(loaded.base))
+        key = digest_json({**parts, "engine": {**dict(config.engine)}})
+        found = self._engines.get(key)
+        if found is not None and found.driver.health().ok:
+            return found
+        if found is not None:
+            found.driver.stop()
+            del self._engines[key]
+        model = self._served_folder(loaded, digest_json(parts))
+        engine = self._start(f"engine-{short(key)}", engine_config, model)
+        self._engines[key] = engine
+        return engine
+
+    def _start(self, name: str, config: EngineConfig, model: ServedFolder) -> _Engine:
+        driver = create_driver(config, model, workdir=self._folder / name, cache=self._folder / "cache")
+        url = driver.start()
+        manager = AdapterManager(
+            driver,
+            url=url,
+            store=self._home.settings.home,
+            staging=self._folder / name / "adapters",
+        )
+        return _Engine(name, config.engine, driver, url, manager)
+
+    def _model(self, engine: _Engine, loaded: LoadedRelease, wanted: TargetConfig) -> tuple[str, str | None]:
+        """The name to send as ``model``, and the digest of the adapter behind it."""
+        if not loaded.adapters or wanted.adapter == BASE:
+            return engine.driver.base, None
+        chosen = [
+            adapter for adapter in loaded.adapters if wanted.adapter in (None, adapter.name, adapter.digest)
+        ]
+        if len(chosen) != 1:
+            names = [adapter.name for adapter in loaded.adapters]
+            hint = (
+                did_you_mean(wanted.adapter, names) if wanted.adapter else f"set `adapter` to one of {names}"
+            )
+            raise ConfigError(
+                f"release {loaded.manifest.name} has the adapters {', '.join(names)}", hint=hint
+            )
+        adapter = chosen[0]
+        ref = AdapterRef(name=adapter.name, digest=adapter.digest, folder=adapter.folder)
+        name = engine.adapters.load(ref)
+        engine.adapters.route(name)
+        return name, adapter.digest
+
+    def _served_folder(self, loaded: LoadedRelease, identity: str) -> ServedFolder:
+        """The base with the release's own tokenizer and template, where those are not the base's."""
+        assert loaded.base is not None, "the caller looked"
+        name = loaded.manifest.name
+        folder = self._folder / "served" / identity.removeprefix("sha256:")
+        remove_tree(folder)
+        make_folder(folder)
+        parts = [path for path in (loaded.tokenizer, loaded.base) if path is not None]
+        for part in parts:  # the first to have a name wins
+            # Links by name: another hard link would change the times by which verified files are known again.
+            for path in part.iterdir():
+                if path.is_file() and not (folder / path.name).exists():
+                    (folder / path.name).symlink_to(path.resolve())
+        if loaded.chat_template is not None and loaded.chat_template.suffix == ".jinja":
+            template = folder / "chat_template.jinja"
+            template.unlink(missing_ok=True)
+            template.symlink_to(loaded.chat_template.resolve())
+        return ServedFolder(folder=folder, digest=identity, name=name)
+
+    # -- probes --------------------------------------------------------------------------------------
+
+    def _ask(self, route: RouteConfig, model: str, upstreams: Iterable[Upstream]) -> None:
+        """Raises EngineError where a probe of the route fails on one of the upstreams."""
+        probes = read_probes(route.probes) if route.probes is not None else [WARM_UP]
+        for upstream in upstreams:
+            for result in probe(upstream.url, model, probes, key=_secret(upstream)):
+                if not result.passed:
+                    raise EngineError(
+                        f"{model} on {upstream.name} failed the probe {result.id}: {result.reason}",
+                        hint="no user was sent to it; look at the engine's log, or at `probes` of the route",
+                    )
+
+    def _route_config(self, route: str) -> RouteConfig:
+        found = next((each for each in self._config.routes if each.model == route), None)
+        if found is None:
+            names = [each.model for each in self._config.routes]
+            raise ConfigError(f"the configuration has no route {route!r}", hint=did_you_mean(route, names))
+        return found
+
+    def _route_of(self, target: Target) -> RouteConfig:
+        known = self._targets.get(_key(target))
+        return self._config.routes[0] if known is None else self._route_config(known[2])
+
+
+WARM_UP = Probe(
+    id="warm-up", messages=({"role": "user", "content": "Hello"},), max_tokens=1, expect={"kind": "answers"}
+)
+"""What every target must do where its route has no probes: answer at all."""
+
+
+def read_probes(path: Path) -> list[Probe]:
+    """The probes of a YAML file: a list. Raises ConfigError with the place of what is wrong."""
+    try:
+        document = parse_document(path.read_text(encoding="utf-8"), path.name)
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError(f"probes: {path} cannot be read: {error}") from error
+    if not isinstance(document.value, list) or not document.value:
+        raise ConfigError(f"{path.name}: expected a list of probes", hint="each has id, messages and expect")
+    return [
+        check_model(Written(value, f"{path.name}, probe {number}"), Probe)
+        for number, value in enumerate(document.value, start=1)
+    ]
+
+
+def _key(target: Target) -> str:
+    return digest_json([target.release, target.adapter, target.model, list(target.upstreams)])
+
+
+def _secret(upstream: Upstream) -> str | None:
+    import os
+
+    return os.environ.get(upstream.key_variable) if upstream.key_variable else None

@@ -1,0 +1,185 @@
+"""The worker processes: started, watched, started again.
+
+Here: keeping as many workers alive as were asked for. Not here: what they are told (``links``). Workers serve on when
+control dies, and the next control adopts those that it finds in ``workers.json``. A worker that keeps dying is started
+again after a pause that doubles up to :data:`_MAX_PAUSE_SECONDS`.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from posttrain.core.atomic import make_folder, write_atomic
+from posttrain.serving.control.links import WorkerLinks
+from posttrain.serving.control.processes import ProcessId, process
+from posttrain.serving.errors import ServingError
+
+_FIRST_PAUSE_SECONDS = 0.1
+_MAX_PAUSE_SECONDS = 5.0
+_STEADY_SECONDS = 10.0
+"""A worker that lived so long begins with the first pause again."""
+_LOOK_SECONDS = 0.05
+_ADOPT_SECONDS = 3.0
+_LAST_LINES = 5
+
+
+@dataclass(slots=True)
+class _Slot:
+    name: str
+    process: ProcessId | None = None
+    child: subprocess.Popen[bytes] | None = None
+    """None for a worker of an earlier control."""
+    started_at: float = 0.0
+    pause_seconds: float = _FIRST_PAUSE_SECONDS
+    not_before: float = 0.0
+    restarts: int = 0
+
+
+class WorkerPool:
+    """The workers of one serving folder."""
+
+    def __init__(self, names: Sequence[str], *, folder: Path, links: WorkerLinks) -> None:
+        """``folder`` takes ``workers.json`` and one log file a worker."""
+        self._slots = [_Slot(name) for name in names]
+        self._folder = folder
+        self._links = links
+        self._task: asyncio.Task[None] | None = None
+
+    @property
+    def names(self) -> list[str]:
+        """Of all workers, alive or not."""
+        return [slot.name for slot in self._slots]
+
+    @property
+    def restarts(self) -> dict[str, int]:
+        """How often each worker was started again."""
+        return {slot.name: slot.restarts for slot in self._slots}
+
+    def processes(self) -> dict[str, ProcessId]:
+        """The processes that live now, by name of the worker."""
+        return {
+            slot.name: slot.process for slot in self._slots if slot.process is not None and slot.process.alive
+        }
+
+    async def start(self, seconds: float) -> None:
+        """Adopt what is there, start what is missing, wait until all listen. Raises ServingError with the log's end."""
+        await self._adopt()
+        for slot in self._slots:
+            if slot.process is None:
+                self._spawn(slot)
+        names = [slot.name for slot in self._slots]
+
+        def ready() -> bool:
+            return self._failure() is not None or all(
+                name in self._links.by_name and self._links.by_name[name].port for name in names
+            )
+
+        await self._links.wait_until(ready, seconds)
+        failure = self._failure()
+        if failure is not None or not ready():
+            late = f"not every worker listens after {seconds:.0f} s: {self._last_lines(names[0])}"
+            raise ServingError(failure or late, hint=f"their logs are in {self._folder}")
+        self._task = asyncio.create_task(self._watch())
+
+    async def stop(self, grace_seconds: float) -> None:
+        """Let every worker finish what it has, then end it."""
+        if self._task is not None:
+            self._task.cancel()
+        self._links.broadcast({"op": "stop", "grace_seconds": grace_seconds})
+        deadline = time.monotonic() + grace_seconds + 2.0
+        while self._living() and time.monotonic() < deadline:
+            await asyncio.sleep(_LOOK_SECONDS)
+        for slot in self._slots:
+            if slot.process is not None:
+                await asyncio.to_thread(slot.process.end, 0.5)
+            if slot.child is not None:
+                slot.child.wait()
+        (self._folder / "workers.json").unlink(missing_ok=True)
+
+    def _living(self) -> bool:
+        for slot in self._slots:
+            if slot.child is not None:
+                slot.child.poll()  # takes the exit code, so that a dead child is no zombie
+        return bool(self.processes())
+
+    async def _watch(self) -> None:
+        while True:
+            await asyncio.sleep(_LOOK_SECONDS)
+            now = time.monotonic()
+            for slot in self._slots:
+                if slot.child is not None:
+                    slot.child.poll()
+                if slot.process is not None and not slot.process.alive:
+                    steady = now - slot.started_at > _STEADY_SECONDS
+                    slot.pause_seconds = (
+                        _FIRST_PAUSE_SECONDS if steady else min(_MAX_PAUSE_SECONDS, slot.pause_seconds * 2)
+                    )
+                    slot.process, slot.not_before = None, now + slot.pause_seconds
+                if slot.process is None and now >= slot.not_before:
+                    slot.restarts += 1
+                    self._spawn(slot)
+
+    async def _adopt(self) -> None:
+        try:
+            known = json.loads((self._folder / "workers.json").read_bytes())
+        except (OSError, ValueError):
+            return
+        for slot in self._slots:
+            found = ProcessId(*known.get(slot.name, (0, "")))
+            if found.alive:
+                slot.process, slot.started_at = found, time.monotonic()
+        names = [slot.name for slot in self._slots if slot.process is not None]
+        await self._links.wait_until(
+            lambda: all(name in self._links.by_name for name in names), _ADOPT_SECONDS
+        )
+        for slot in self._slots:
+            if slot.process is not None and slot.name not in self._links.by_name:
+                await asyncio.to_thread(slot.process.end, 1.0)  # it hangs: control cannot be reached by it
+                slot.process = None
+        for name, pair in known.items():  # more workers than are wanted now
+            if name not in {slot.name for slot in self._slots}:
+                await asyncio.to_thread(ProcessId(*pair).end, 1.0)
+
+    def _spawn(self, slot: _Slot) -> None:
+        make_folder(self._folder)
+        command = [sys.executable, "-m", "posttrain.serving.gateway", "--control", str(self._links.path)]
+        with self._log(slot.name).open("ab") as log:
+            # A session of its own: Ctrl-C in a terminal reaches control, which lets the workers finish.
+            slot.child = subprocess.Popen(
+                [*command, "--worker", slot.name],
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=log,
+                start_new_session=True,
+                env=os.environ.copy(),
+            )
+        slot.process, slot.started_at = process(slot.child.pid), time.monotonic()
+        known = {each.name: list(each.process) for each in self._slots if each.process is not None}
+        write_atomic(self._folder / "workers.json", json.dumps(known).encode())
+
+    def _failure(self) -> str | None:
+        for slot in self._slots:
+            link = self._links.by_name.get(slot.name)
+            if link is not None and link.error:
+                return f"worker {slot.name} failed: {link.error}"
+            if slot.child is not None and slot.child.poll() is not None:
+                return f"worker {slot.name} ended with {slot.child.returncode}: {self._last_lines(slot.name)}"
+        return None
+
+    def _log(self, name: str) -> Path:
+        return self._folder / f"{name}.log"
+
+    def _last_lines(self, name: str) -> str:
+        try:
+            text = self._log(name).read_text(encoding="utf-8", errors="replace")
+        except OSError:
+            return "it wrote no log"
+        return " / ".join(text.strip().splitlines()[-_LAST_LINES:]) or "it wrote nothing"

@@ -1,0 +1,185 @@
+"""Rolling a route back: verify, load, probe, swap, drain, journal, latch.
+
+Here: one rollback from its trigger to its report. Not here: when to roll back (``rollout``), which target is earlier
+(``history``). What serves now and only loses its canary needs no proof: the swap comes first and takes milliseconds. A
+target that is not serving now is verified digest by digest, loaded where it is not running, and asked what it must
+answer before any user is sent to it; where it fails that, nothing is changed and the report says what failed.
+
+A drill does everything but change the traffic: it publishes the current snapshot again under the next epoch, so that
+its times are those of a real one.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Awaitable, Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from posttrain.core.clock import utc_now
+from posttrain.serving.control.history import Latch, Latches, find_earlier, upstreams_of
+from posttrain.serving.control.swap import Change, Swapper
+from posttrain.serving.errors import RolloutError
+from posttrain.serving.records import Route, Snapshot, Target, Upstream
+
+Ready = Callable[[Target, tuple[Upstream, ...]], Awaitable[tuple[Target, tuple[Upstream, ...]]]]
+"""Verify, load and probe a target; gives it back with the upstreams that hold it now. Raises what forbids it."""
+Journal = Callable[[str, str, str, Mapping[str, Any]], None]
+"""``(actor, action, subject, data)``: one line in the journal that is never changed."""
+
+
+@dataclass(slots=True)
+class RollbackReport:
+    """What was done, and how long each step took."""
+
+    route: str
+    reason: str
+    actor: str
+    drill: bool
+    before: str
+    """Name of the target that was production."""
+    after: str
+    """Name of the target that is production now."""
+    candidate: str | None
+    """Name of the candidate that lost its traffic."""
+    epoch: int = 0
+    late: tuple[str, ...] = ()
+    """Workers that had not confirmed in time."""
+    drained: bool = False
+    """Whether every request of earlier epochs had ended when this was written."""
+    milliseconds: dict[str, float] = field(default_factory=dict)
+    """By step: ``ready`` (verified, loaded, probed), ``swap`` (until every worker was on the new epoch), ``moved``
+    (from the beginning until then), ``drain``, ``total``."""
+
+
+class Rollback:
+    """Rolls routes back, one at a time."""
+
+    def __init__(
+        self,
+        swapper: Swapper,
+        latches: Latches,
+        *,
+        ready: Ready,
+        journal: Journal,
+        took_over: Callable[[str, Target, str], None],
+        drain_seconds: float = 30.0,
+    ) -> None:
+        """``took_over(route, target, by)`` is told when an earlier target has become a route's production."""
+        self._swapper = swapper
+        self._latches = latches
+        self._ready = ready
+        self._journal = journal
+        self._took_over = took_over
+        self._drain_seconds = drain_seconds
+
+    async def run(
+        self,
+        route: str,
+        *,
+        to: str | Target | None = None,
+        reason: str,
+        actor: str,
+        drill: bool = False,
+        first: Callable[[int], None] | None = None,
+    ) -> RollbackReport:
+        """Roll ``route`` back. Without ``to``: a candidate loses its traffic where there is one, else production moves
+        to what it was before. ``first`` is given the new epoch before anything changes.
+
+        Raises RolloutError where there is nothing earlier, and whatever forbids serving the target.
+        """
+        begun = time.monotonic()
+        snapshots = [self._swapper.store.get(epoch) for epoch in self._swapper.store.epochs()]
+        current = snapshots[-1].route(route) if snapshots else None
+        if current is None:
+            raise RolloutError(f"there is no route {route!r}", hint="`posttrain rollout status` lists them")
+        candidate = _candidate(current)
+        target = to if isinstance(to, Target) else current.production
+        if not isinstance(to, Target) and (to is not None or candidate is None):
+            target = find_earlier(snapshots, route, to)
+        upstreams = upstreams_of(snapshots, target)
+        report = RollbackReport(
+            route=route,
+            reason=reason,
+            actor=actor,
+            drill=drill,
+            before=current.production.name,
+            after=current.production.name if drill else target.name,
+            candidate=candidate,
+        )
+        if target != current.production or drill:
+            target, upstreams = await self._ready(target, upstreams)
+        report.milliseconds["ready"] = _since(begun)
+        change = _unchanged if drill else _back(route, target, upstreams)
+
+        def latch(
+            epoch: int,
+        ) -> None:  # before the traffic moves: a kill in between must not leave the door open
+            if first is not None:
+                first(epoch)
+            if not drill:
+                self._latches.set(Latch(route=route, at=utc_now(), actor=actor, reason=reason, epoch=epoch))
+
+        why = f"{'drill of a ' if drill else ''}rollback: {reason}"
+        swapped = await self._swapper.swap(change, why, first=latch)
+        report.epoch, report.late = swapped.epoch, swapped.late
+        report.milliseconds |= {"swap": swapped.acked_ms, "moved": _since(begun)}
+        if target != current.production and not drill:
+            self._took_over(route, target, actor)
+        what = "rollback.drill" if drill else "rollback"
+        self._journal(actor, what, route, as_json(report))
+        step = time.monotonic()
+        report.drained = await self._swapper.drained(swapped.epoch, self._drain_seconds)
+        report.milliseconds["drain"] = _since(step)
+        report.milliseconds["total"] = _since(begun)
+        if not report.drained:
+            self._journal(actor, f"{what}.not-drained", route, as_json(report))
+        return report
+
+
+def as_json(report: RollbackReport) -> dict[str, Any]:
+    """The report as JSON."""
+    return {
+        "route": report.route,
+        "reason": report.reason,
+        "actor": report.actor,
+        "drill": report.drill,
+        "before": report.before,
+        "after": report.after,
+        "candidate": report.candidate,
+        "epoch": report.epoch,
+        "late": list(report.late),
+        "drained": report.drained,
+        "milliseconds": {name: round(value, 3) for name, value in report.milliseconds.items()},
+    }
+
+
+def _back(route: str, target: Target, upstreams: tuple[Upstream, ...]) -> Change:
+    """The snapshot with the route's production replaced, and nothing beside it."""
+
+    def change(snapshot: Snapshot) -> Snapshot:
+        routes = tuple(
+            Route(model=each.model, production=target, unit=each.unit, experiment=each.experiment)
+            if each.model == route
+            else each
+            for each in snapshot.routes
+        )
+        kept = {upstream.name: upstream for upstream in (*snapshot.upstreams, *upstreams)}
+        return snapshot.model_copy(update={"routes": routes, "upstreams": tuple(kept.values())})
+
+    return change
+
+
+def _unchanged(snapshot: Snapshot) -> Snapshot:
+    return snapshot
+
+
+def _candidate(route: Route) -> str | None:
+    for beside in (route.canary, route.shadow):
+        if beside is not None:
+            return beside.target.name
+    return None
+
+
+def _since(begun: float) -> float:
+    return (time.monotonic() - begun) * 1000

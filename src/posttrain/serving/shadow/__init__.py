@@ -1,0 +1,1 @@
+"""Judging what a candidate would have answered beside what the user got."""

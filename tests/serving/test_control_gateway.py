@@ -1,0 +1,259 @@
+"""A whole gateway under load: swaps, rollouts, rollbacks, kills. Its upstreams are small real servers."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from posttrain.serving.control.control import Control
+from posttrain.serving.errors import ServingError
+from tests.serving.control_gateway_world import (
+    CONTRACT,
+    STAGES,
+    Place,
+    gateway,
+    make_decision,
+    make_release,
+    serve_config,
+)
+from tests.serving.gateway_world import run
+
+pytestmark = pytest.mark.xdist_group("control")
+
+
+def agreed(control: Control) -> tuple[int, int, int]:
+    """Accepted, indexed and lost requests, once everything has stopped; nothing may differ."""
+    counts = control.reconcile()
+    assert all(count.agrees for count in counts), counts
+    return (
+        sum(count.accepted for count in counts),
+        sum(count.indexed for count in counts),
+        sum(count.lost for count in counts),
+    )
+
+
+async def roll_out(place: Place, name: str, model: Any, **more: Any) -> dict[str, Any]:
+    asked = {
+        "release": name,
+        "contract": CONTRACT,
+        "decision": make_decision(place.home, model),
+        "stages": STAGES,
+        "auto_advance": True,
+        "by": "test",
+        **more,
+    }
+    found: dict[str, Any] = await place.call("POST", "/v1/rollouts", asked)
+    return found
+
+
+async def finished(place: Place, rollout: dict[str, Any]) -> dict[str, Any]:
+    async def over() -> dict[str, Any] | None:
+        found: dict[str, Any] = await place.call("GET", f"/v1/rollouts/{rollout['id']}")
+        done = found["phase"] in ("ROLLED_BACK", "ABORTED") or found["label"] == "COMPLETED"
+        return found if done else None
+
+    found: dict[str, Any] = await place.until(over)
+    return found
+
+
+def test_a_good_candidate_goes_all_the_way_under_load_and_no_request_fails(tmp_path: Path) -> None:
+    async def test() -> None:
+        async with gateway(tmp_path) as place:
+            name, model = make_release(place.home, "v2")
+            async with place.load() as load:
+                done = await finished(place, await roll_out(place, name, model))
+                assert done["label"] == "COMPLETED"
+                await place.until(lambda: load.by_text["new says new"] > 200)
+            assert set(load.statuses) == {200}
+            assert load.broken == 0
+            status = await place.call("GET", "/v1/status")
+            assert status["routes"][0]["production"]["name"] == "v2"
+            assert place.home.registry.current_release("production").digest == done_release(status)
+            stages = [event["to"] for event in done["events"] if event["kind"] == "advanced"]
+            assert stages == [1, 2, 3, 4]
+        # Everybody got the candidate or what was production, by his bucket, and the log says which.
+        rows = place.rows("end")
+        assert {row["lane"] for row in rows} == {"production", "canary"}
+        assert {row["target"] for row in place.rows("shadow")} == {"v2"}
+        epochs = {row["epoch"] for row in rows}
+        assert epochs <= set(range(1, status["epoch"] + 1))
+        accepted, indexed, lost = agreed(place.control)
+        assert accepted == indexed == len(load.ids) + load.broken
+        assert lost == 0
+
+    run(test, 120)
+
+
+def done_release(status: dict[str, Any]) -> str:
+    return str(status["routes"][0]["production"]["release"])
+
+
+def test_a_bad_candidate_is_rolled_back_by_itself_and_stays_out_until_somebody_looks(tmp_path: Path) -> None:
+    async def test() -> None:
+        async with gateway(tmp_path) as place:
+            name, model = make_release(place.home, "v2")
+            # It is well until it meets users at 50 %; then half of its answers fail.
+            async with place.load() as load:
+                rollout = await roll_out(place, name, model, auto_advance=False)
+                for stage in (1, 2, 3):
+                    await place.until(lambda: advanced(place, rollout["id"]))
+                    assert (await place.call("GET", f"/v1/rollouts/{rollout['id']}"))["stage"] == stage
+                place.new.always = {"status": 500}
+                done = await finished(place, rollout)
+                assert done["phase"] == "ROLLED_BACK"
+                seen = load.by_text["old says old"]
+                await place.until(lambda: load.by_text["old says old"] > seen + 100)
+                failed = load.statuses[500] + load.statuses[502] + load.statuses[503]
+                assert failed, "the candidate's failures reach its own users only"
+                before = dict(load.statuses)
+                await asyncio.sleep(0.3)
+                after = {status: load.statuses[status] - before.get(status, 0) for status in load.statuses}
+                assert {status for status, count in after.items() if count} == {200}
+            assert "error rate" in done["label"]
+            assert "registered under contract sha256:" in done["label"]
+            journal = [entry for entry in place.home.registry.journal() if entry.action == "rollback"]
+            assert len(journal) == 1
+            report = journal[0].data
+            assert report["actor"] == "control"
+            assert report["late"] == []
+            assert {"ready", "swap", "moved"} <= set(report["milliseconds"])
+            # Latched: no other candidate meets traffic until a person has looked.
+            with pytest.raises(ServingError, match="was rolled back") as refused:
+                await roll_out(place, name, model)
+            assert "--clear" in str(refused.value.hint)
+            await place.call("POST", "/v1/rollback/clear", {"route": "m", "by": "ann", "reason": "seen"})
+            place.new.always = {}
+            again = await roll_out(place, name, model)
+            assert again["phase"] == "GATED"
+        agreed(place.control)
+
+    run(test, 120)
+
+
+async def advanced(place: Place, name: str) -> bool:
+    try:
+        await place.call("POST", f"/v1/rollouts/{name}/advance", {"by": "test"})
+    except ServingError as error:
+        assert "requests" in str(error) or "hours" in str(error), error
+        return False
+    return True
+
+
+def test_a_candidate_needs_a_decision_about_itself(tmp_path: Path) -> None:
+    async def test() -> None:
+        async with gateway(tmp_path) as place:
+            name, model = make_release(place.home, "v2")
+            _, other = make_release(place.home, "v3", b"other weights")
+            for decision in (make_decision(place.home, other), make_decision(place.home, model, "NO-GO")):
+                with pytest.raises(ServingError, match="cannot start now"):
+                    await roll_out(place, name, model, decision=decision)
+                left = await place.call("GET", "/v1/rollouts")
+                await place.call("POST", f"/v1/rollouts/{left[-1]['id']}/abort", {"by": "test"})
+            assert (await roll_out(place, name, model))["phase"] == "GATED"
+
+    run(test)
+
+
+def test_a_release_with_a_changed_byte_never_meets_traffic(tmp_path: Path) -> None:
+    async def test() -> None:
+        async with gateway(tmp_path) as place:
+            name, model = make_release(place.home, "v2")
+            weights = place.home.store.file(model, "model.safetensors")
+            weights.chmod(0o644)
+            weights.write_bytes(b"weighty")
+            with pytest.raises(ServingError, match=r"v2 is refused: base.*model\.safetensors"):
+                await roll_out(place, name, model)
+            assert await place.call("GET", "/v1/rollouts") == []
+            assert (await place.call("GET", "/v1/status"))["epoch"] == 1
+
+    run(test)
+
+
+def test_rolling_back_by_hand_and_drills(tmp_path: Path) -> None:
+    async def test() -> None:
+        async with gateway(tmp_path) as place:
+            with pytest.raises(ServingError, match="nothing earlier"):
+                await place.call("POST", "/v1/rollback", {})
+            name, model = make_release(place.home, "v2")
+            async with place.load() as load:
+                await finished(place, await roll_out(place, name, model))
+                drill = await place.call("POST", "/v1/rollback", {"drill": True, "by": "ann"})
+                assert drill["drill"]
+                status = await place.call("GET", "/v1/status")
+                assert status["routes"][0]["production"]["name"] == "v2"
+                assert status["latched"] == {}
+                back = await place.call("POST", "/v1/rollback", {"by": "ann", "reason": "a hunch"})
+                assert (back["before"], back["after"]) == ("v2", "old/old")
+                new = load.by_text["new says new"]
+                await asyncio.sleep(0.3)
+                assert load.by_text["new says new"] == new
+                forward = await place.call("POST", "/v1/rollback", {"to": "v2", "by": "ann"})
+                assert forward["after"] == "v2"
+            assert set(load.statuses) == {200}
+            assert load.broken == 0
+            actions = [(e.action, e.actor) for e in place.home.registry.journal() if "rollback" in e.action]
+            assert actions == [("rollback.drill", "ann"), ("rollback", "ann"), ("rollback", "ann")]
+        agreed(place.control)
+
+    run(test, 120)
+
+
+def test_a_killed_worker_is_started_again_and_its_requests_are_rows(tmp_path: Path) -> None:
+    async def test() -> None:
+        async with gateway(tmp_path) as place:
+            async with place.load(clients=8) as load:
+                for _ in range(4):
+                    worker = place.control.links.by_name["w0"]
+                    os.kill(worker.pid, signal.SIGKILL)
+                    await place.until(
+                        lambda pid=worker.pid: (
+                            (link := place.control.links.by_name.get("w0")) is not None
+                            and link.pid != pid
+                            and link.epoch
+                        )
+                    )
+                    await asyncio.sleep(0.2)
+            assert place.control.pool.restarts == {"w0": 4, "w1": 0}
+            assert set(load.statuses) == {200}
+        accepted, indexed, lost = agreed(place.control)
+        assert accepted == indexed
+        # What a client has whole is a row; what was cut off is one, too, unless nothing of it was accepted.
+        ends = {row["id"] for row in place.rows("end")}
+        assert ends.issuperset(load.ids)
+        assert lost <= load.broken
+
+    run(test, 120)
+
+
+def test_a_killed_control_leaves_the_workers_serving_and_the_next_one_takes_them_over(tmp_path: Path) -> None:
+    async def test() -> None:
+        async with gateway(tmp_path) as place:
+            before = {name: link.pid for name, link in place.control.links.by_name.items()}
+            async with place.load() as load:
+                # What a kill does to control: its sockets close, its tasks end, nobody is told to stop.
+                for task in place.control._tasks:
+                    task.cancel()
+                if place.control.pool._task is not None:
+                    place.control.pool._task.cancel()
+                await place.control.links.stop()
+                asked = sum(load.statuses.values())
+                await place.until(lambda: sum(load.statuses.values()) > asked + 100)
+                assert place.control._admin is not None
+                await asyncio.to_thread(place.control._admin.stop)
+                second = Control(serve_config(place.old, place.new), place.home)
+                await second._start()
+                try:
+                    assert {name: link.pid for name, link in second.links.by_name.items()} == before
+                    report = await second.swapper.swap(lambda snapshot: snapshot, "hello")
+                    assert report.late == ()
+                    assert report.workers == 2
+                finally:
+                    await second._stop()
+            assert set(load.statuses) == {200}
+
+    run(test, 120)
