@@ -50,8 +50,10 @@ BENCHMARKS = (
     Benchmark("gate", 3, "a promotion gate over 100,000 records against one bootstrap interval"),
     Benchmark("runner", 3, "playing a suite with an instant engine against Inspect's mock model"),
     Benchmark(
-        "gateway", 5, "a gateway worker with its log, against no gateway and the routers of vLLM and SGLang"
         "traffic", 3, "the traffic log against logging, JSON lines with fsync, and SQLite a row at a time"
+    ),
+    Benchmark(
+        "gateway", 5, "a gateway worker with its log, against no gateway and the routers of vLLM and SGLang"
     ),
     Benchmark("cli_start", 10, "`posttrain --help` against `trl --help` and an empty Python"),
 )
