@@ -17,7 +17,13 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from posttrain.core.clock import utc_now
-from posttrain.serving.control.history import Latch, Latches, find_earlier, upstreams_of
+from posttrain.serving.control.history import (
+    Latch,
+    Latches,
+    find_earlier,
+    production_stack,
+    upstreams_of,
+)
 from posttrain.serving.control.swap import Change, Swapper
 from posttrain.serving.errors import RolloutError
 from posttrain.serving.records import Route, Snapshot, Target, Upstream
@@ -94,8 +100,11 @@ class Rollback:
         if current is None:
             raise RolloutError(f"there is no route {route!r}", hint="`posttrain rollout status` lists them")
         candidate = _candidate(current)
-        target = to if isinstance(to, Target) else current.production
-        if not isinstance(to, Target) and (to is not None or candidate is None):
+        if isinstance(to, Target):
+            target = to
+        elif to is None and (candidate is not None or (drill and len(production_stack(snapshots, route)) < 2)):
+            target = current.production
+        else:
             target = find_earlier(snapshots, route, to)
         upstreams = upstreams_of(snapshots, target)
         report = RollbackReport(
