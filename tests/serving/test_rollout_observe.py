@@ -103,7 +103,9 @@ def test_counts_are_those_that_one_would_count():
 
 @settings(max_examples=60, deadline=None)
 @given(
-    st.lists(st.tuples(st.sampled_from(("a", "b", None)), st.sampled_from(("abandon", "incident"))), max_size=8),
+    st.lists(
+        st.tuples(st.sampled_from(("a", "b", None)), st.sampled_from(("abandon", "incident"))), max_size=8
+    ),
     st.sampled_from(("a", "b", None)),
     st.randoms(use_true_random=False),
 )

@@ -6,9 +6,9 @@ rows there are and on nothing else. All sums are whole numbers (microseconds, bi
 another order are another sum.
 
 A row belongs to the stage in whose epochs it was *accepted*, so what was answered under 5 % is counted under 5 %,
-however late it ends or is complained about. Times of rows are not compared with each other: workers' clocks may differ. Feedback
-counts where it is of the tenant whose request it was: an id that somebody got hold of must not let another tenant roll
-back a candidate, or acquit one.
+however late it ends or is complained about. Times of rows are not compared with each other: workers' clocks may differ.
+Feedback counts only where it is of the tenant whose request it was: who got hold of an id must not be able to roll back
+a candidate for everybody.
 
 *Covered*: ``end``, ``shadow``, ``feedback``, ``verdict``. *Not covered*: ``begin`` rows without an end, until the
 indexer says that they are lost. A request that the client cancelled is a latency above a limit only where it already

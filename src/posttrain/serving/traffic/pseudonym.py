@@ -1,11 +1,12 @@
 """Names of users, conversations and tenants as the log knows them: keyed hashes.
 
 Here: the secret and the hash. Without the secret a hash says nothing; with it, and a name, ``posttrain log forget``
-finds a person's rows. A user of one name is one user to the log, whichever tenant he came by: somebody who meets two
-applications stays in one arm, and forgetting a name needs no list of the tenants there ever were. So where tenants
-number their users, forgetting ``42`` forgets each tenant's ``42``; rows say the tenant beside the user, by which
-questions can tell them apart. Throwing the secret away makes every hash anonymous, for good. The secret is ``secret`` in the
+finds a person's rows. Throwing the secret away makes every hash anonymous, for good. The secret is ``secret`` in the
 *traffic* folder (beside the segments), for every process of one gateway the same.
+
+A user of one name is one user, whichever tenant he came by: somebody who meets two applications stays in one arm, and
+forgetting a name needs no list of the tenants there ever were. So where tenants number their users, forgetting ``42``
+forgets each tenant's ``42``; rows say the tenant beside the user, by which questions can tell them apart.
 """
 
 from __future__ import annotations

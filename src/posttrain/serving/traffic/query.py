@@ -124,7 +124,7 @@ def shadows_of(index: TrafficIndex, name: str) -> list[RequestRow]:
 def feedback_of(index: TrafficIndex, name: str) -> list[FeedbackRow]:
     """What was said of a request by the tenant whose request it was, oldest first; nobody else's word is about it."""
     query = (
-        f'SELECT {_names(FEEDBACK)} FROM feedback WHERE "of" = ? AND COALESCE(tenant, \'\') ='
+        f"SELECT {_names(FEEDBACK)} FROM feedback WHERE \"of\" = ? AND COALESCE(tenant, '') ="
         " COALESCE((SELECT tenant FROM requests WHERE id = ?), '') ORDER BY at_ms, id"
     )
     return [_record(FeedbackRow, FEEDBACK, found) for found in _select(index, query, (name, name))]
