@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +11,7 @@ import pytest
 import torch
 from transformers import GenerationConfig, MistralConfig, MistralForCausalLM
 
-from posttrain.engines.decoding import complete, is_plain, picker
+from posttrain.engines.decoding import complete, is_plain, picker, steps
 from posttrain.engines.model_folder import load_model
 from posttrain.engines.records import Sampling
 from posttrain.engines.transformers_engine import TransformersEngine
@@ -128,3 +129,53 @@ def test_a_cache_with_a_window_goes_to_generate(tokenizer: Any) -> None:
     }
     row = generated(windowed, engine.encode([{"role": "user", "content": QUESTIONS[0]}]), ends, 12)
     assert completion.text == tokenizer.decode(row, skip_special_tokens=True)
+
+
+def test_tokens_one_by_one_are_those_of_a_whole_completion(model: Any, prompts: list[list[int]]) -> None:
+    ends = frozenset({model.generation_config.eos_token_id})
+    for prompt in prompts:
+        whole = complete(
+            model, [prompt], copies=[1], max_new_tokens=20, ends=ends, pick=picker(Sampling(temperature=0))
+        )[0]
+        assert (
+            list(steps(model, prompt, max_new_tokens=20, ends=ends, pick=picker(Sampling(temperature=0))))
+            == whole
+        )
+
+
+def test_completions_that_take_turns_draw_what_each_draws_alone(model: Any, prompts: list[list[int]]) -> None:
+    def begin(seed: int) -> Iterator[int]:
+        generator = torch.Generator().manual_seed(seed)
+        pick = picker(Sampling(temperature=1.5), generator)
+        return steps(model, prompts[0], max_new_tokens=12, ends=frozenset(), pick=pick)
+
+    alone = [list(begin(seed)) for seed in range(3)]
+    assert len({tuple(tokens) for tokens in alone}) == 3
+    turns = [begin(seed) for seed in range(3)]
+    assert [list(found) for found in zip(*zip(*turns, strict=True), strict=True)] == alone
+
+
+def test_a_model_that_forgets_old_tokens_is_decoded_one_by_one_too() -> None:
+    torch.manual_seed(0)
+    config = MistralConfig(
+        vocab_size=64,
+        hidden_size=32,
+        intermediate_size=32,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        num_key_value_heads=1,
+        sliding_window=6,
+        initializer_range=0.3,
+    )
+    sliding = MistralForCausalLM(config).eval()
+    assert not is_plain(sliding)
+    prompt = list(range(5, 15))
+    wanted = generated(sliding, prompt, {0}, 12)
+    assert (
+        list(
+            steps(
+                sliding, prompt, max_new_tokens=12, ends=frozenset({0}), pick=picker(Sampling(temperature=0))
+            )
+        )
+        == wanted
+    )

@@ -10,7 +10,7 @@ their caller uses ``generate``. This module loads torch; it is imported where de
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, TypeAlias
 
 import torch
@@ -67,8 +67,8 @@ def is_plain(model: Any) -> bool:
     return bool(layers) and all(type(layer) is DynamicLayer for layer in layers)
 
 
-def picker(sampling: Sampling) -> Pick:
-    """How ``sampling`` takes the next token; random draws come from torch's global state."""
+def picker(sampling: Sampling, generator: torch.Generator | None = None) -> Pick:
+    """How ``sampling`` takes the next token; random draws come from ``generator``, else from torch's global state."""
     if sampling.temperature == 0:
         return lambda logits: logits.argmax(-1)
     warpers = LogitsProcessorList()
@@ -82,7 +82,8 @@ def picker(sampling: Sampling) -> Pick:
     def draw(logits: torch.Tensor) -> torch.Tensor:
         # One uniform number a row against the summed probabilities: a vocabulary of draws a row costs more.
         sums = warpers(None, logits.float()).softmax(-1).double().cumsum(-1)
-        marks = torch.rand(len(sums), 1, dtype=torch.double, device=sums.device) * sums[:, -1:]
+        draws = torch.rand(len(sums), 1, dtype=torch.double, device=sums.device, generator=generator)
+        marks = draws * sums[:, -1:]
         return torch.searchsorted(sums, marks, right=True).clamp_(max=sums.shape[1] - 1).squeeze(1)
 
     return draw
@@ -134,6 +135,30 @@ def complete(
         position = position + 1
         logits = _last_logits(model, tokens[:, None], mask, position, cache=cache)
     return [[token for token in row if token >= 0] for row in drawn.tolist()]
+
+
+@torch.no_grad()
+def steps(
+    model: Any, prompt: Sequence[int], *, max_new_tokens: int, ends: frozenset[int], pick: Pick
+) -> Iterator[int]:
+    """The tokens of one completion of ``prompt`` as they come, the end token included where one comes.
+
+    One forward pass before each token, so that a caller may take turns among several and set up the model (its
+    adapter) before each. Every decoder works; only plain ones keep the room for all tokens from the start.
+    """
+    cache = DynamicCache(config=model.config)
+    if is_plain(model):
+        cache.layers = [_RoomyLayer(max_new_tokens) for _ in cache.layers]
+    ids = torch.tensor([list(prompt)], device=model.device)
+    mask = torch.ones_like(ids)
+    position = torch.arange(len(prompt), device=model.device)[None]
+    for _ in range(max_new_tokens):
+        token = pick(_last_logits(model, ids, mask, position, cache=cache))
+        yield (found := int(token))
+        if found in ends:
+            return
+        ids, mask = token[:, None], torch.cat([mask, mask.new_ones(1, 1)], dim=1)
+        position = position[:, -1:] + 1
 
 
 def _last_logits(

@@ -4,7 +4,7 @@ Here: Llama weights (grouped queries and tied embeddings too) with a byte-level 
 or not: what ``pretrain_tiny`` makes, and SmolLM2; float32 or float16. Not here: quantised types, reading a GGUF
 (``import_model``), running one (``llama_cpp``). *Covered*: equal folders give equal bytes; what llama.cpp would take
 otherwise is refused. *Not covered*: rotary scaling, biases, other architectures.
-To add an architecture: its names in :data:`_TENSORS`, its keys in :func:`_write_shape`, its test of equal text.
+To add an architecture: its names in :data:`TENSORS`, its keys in :func:`_write_shape`, its test of equal text.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ _HINT = (
 _SETTINGS: Mapping[str, Any] = {"hidden_act": "silu", "attention_bias": False, "mlp_bias": False}
 """What llama.cpp's ``llama`` architecture takes for granted."""
 
-_TENSORS: Mapping[str, str] = {
+TENSORS: Mapping[str, str] = {
     "model.embed_tokens.weight": "token_embd.weight",
     "model.norm.weight": "output_norm.weight",
     "lm_head.weight": "output.weight",
@@ -242,7 +242,7 @@ def _read_tensors(folder: Path, config: Mapping[str, Any]) -> dict[str, NDArray[
         tensor = found.pop(theirs)
         for projection, count in heads.items():
             if projection in theirs:
-                tensor = _permute_rope(tensor, count)
+                tensor = permute_rope(tensor, count)
         renamed[ours] = tensor
     if found:
         raise ModelError(f"GGUF export does not know the tensor {min(found)}", hint=_HINT)
@@ -251,19 +251,19 @@ def _read_tensors(folder: Path, config: Mapping[str, Any]) -> dict[str, NDArray[
 
 def _expected(config: Mapping[str, Any]) -> dict[str, str]:
     """Every tensor of the model: its name in transformers to its name in GGUF."""
-    outer = {theirs: ours for theirs, ours in _TENSORS.items() if theirs.startswith(("model.", "lm_head."))}
+    outer = {theirs: ours for theirs, ours in TENSORS.items() if theirs.startswith(("model.", "lm_head."))}
     if config["tie_word_embeddings"]:
         del outer["lm_head.weight"]
     inner = {
         f"model.layers.{layer}.{theirs}": f"blk.{layer}.{ours}"
         for layer in range(config["num_hidden_layers"])
-        for theirs, ours in _TENSORS.items()
+        for theirs, ours in TENSORS.items()
         if not theirs.startswith(("model.", "lm_head."))
     }
     return outer | inner
 
 
-def _permute_rope(weight: NDArray[np.float32], heads: int) -> NDArray[np.float32]:
+def permute_rope(weight: NDArray[np.float32], heads: int) -> NDArray[np.float32]:
     """Rows of a query or key projection ``[heads * head_size, hidden]`` from halves to neighbouring pairs.
 
     transformers rotates row i with row i + head_size/2, llama.cpp's ``llama`` rotates rows 2i and 2i + 1; this is the

@@ -23,7 +23,7 @@ class TransformersEngine:
         self._tokenizer = tokenizer
         self._batch_size = batch_size
         """Sequences decoded at once."""
-        self._ends = self._end_tokens()
+        self._ends = end_tokens(model, tokenizer)
 
     def generate(
         self,
@@ -115,15 +115,17 @@ class TransformersEngine:
         ids: list[list[int]] = output[:, width:].tolist()
         return ids
 
-    def _end_tokens(self) -> set[int]:
-        ends = {self._tokenizer.eos_token_id}
-        configured = self._model.generation_config.eos_token_id
-        if configured is not None:
-            ends.update(configured if isinstance(configured, list) else [configured])
-        return ends
-
     def _finish(self, ids: list[int], prefix: str) -> Completion:
         stop = next((index for index, token in enumerate(ids) if token in self._ends), None)
         kept = ids if stop is None else ids[: stop + 1]
         text = prefix + self._tokenizer.decode(kept, skip_special_tokens=True)
         return Completion(text=text, tokens=len(kept), finish="length" if stop is None else "stop")
+
+
+def end_tokens(model: Any, tokenizer: Any) -> set[int]:
+    """The tokens that end a turn: the tokenizer's, and those of generation_config."""
+    ends = {tokenizer.eos_token_id}
+    configured = model.generation_config.eos_token_id
+    if configured is not None:
+        ends.update(configured if isinstance(configured, list) else [configured])
+    return ends
