@@ -178,6 +178,7 @@ def test_a_key_that_is_not_set_is_named(tmp_path: Path) -> None:
         OpenAIDriver(OpenAIConfig(url="http://127.0.0.1:1/v1", key_variable="POSTTRAIN_NO_SUCH_KEY"))
 
 
+@pytest.mark.xdist_group("drivers")
 def test_a_server_of_others_is_an_engine(drivers_transformers: ServerDriver, tmp_path: Path) -> None:
     driver = OpenAIDriver(OpenAIConfig(url=drivers_transformers.start()))
     assert driver.base == ""

@@ -22,7 +22,7 @@ pytestmark = [
     pytest.mark.xdist_group("drivers"),
     pytest.mark.skipif(not PYTHON, reason="POSTTRAIN_TEST_VLLM_PYTHON names no Python with vLLM"),
 ]
-LONG_QUESTION = " ".join(QUESTIONS)
+LONG_QUESTION = " ".join(QUESTIONS * 2)  # more than one block of the cache
 
 
 @pytest.fixture(scope="module")
@@ -34,8 +34,8 @@ def vllm(drivers_world: World, tmp_path_factory: pytest.TempPathFactory) -> Iter
         parallel=8,
         max_adapters=2,
         dtype="float32",
-        start_seconds=580,
-        extra_arguments=("--enforce-eager", "--enable-prefix-caching", "--block-size", "16"),
+        start_seconds=900,
+        extra_arguments=("--enforce-eager", "--enable-prefix-caching", "--block-size", "32"),
         environment={"VLLM_CPU_KVCACHE_SPACE": "1", "OMP_NUM_THREADS": "1"},
     )
     driver = VllmDriver(config, drivers_world.model, workdir=tmp_path_factory.mktemp("vllm"))
