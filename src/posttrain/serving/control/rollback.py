@@ -102,7 +102,9 @@ class Rollback:
         candidate = _candidate(current)
         if isinstance(to, Target):
             target = to
-        elif to is None and (candidate is not None or (drill and len(production_stack(snapshots, route)) < 2)):
+        elif to is None and (
+            candidate is not None or (drill and len(production_stack(snapshots, route)) < 2)
+        ):
             target = current.production
         else:
             target = find_earlier(snapshots, route, to)

@@ -49,7 +49,12 @@ def open_server(spec: dict[str, Any]) -> Any:
     params.cache_prompt = not spec["deterministic"]
     # A request that says a temperature and no more means the same on every engine: the whole distribution. llama.cpp
     # alone would keep 40 tokens, 95 % and what has a twentieth of the best one's probability, at 0.8.
-    params.sampling.top_k, params.sampling.top_p, params.sampling.min_p, params.sampling.temp = 0, 1.0, 0.0, 1.0
+    params.sampling.top_k, params.sampling.top_p, params.sampling.min_p, params.sampling.temp = (
+        0,
+        1.0,
+        0.0,
+        1.0,
+    )
     params.n_gpu_layers = 0
     params.fit_params = False
     params.warmup = False
