@@ -112,11 +112,13 @@ async def tell(home: Home, run: str, say: Say, *, workers: int = 2, at_once: int
         async with _crowd(story, questions, at_once):
             admin = AdminClient(control.folder)
             say(
-                "the candidate v2 (R1) has a GO of the gate; shadow, canary and production follow by themselves"
+                f"the candidate {releases.second} (R1) has a GO of the gate; shadow, canary and production "
+                "follow by themselves"
             )
             story.rollouts.append(await _roll_out(admin, releases.second, releases.decision, say))
             say(
-                "the candidate v3 has the weights that passed, and a temperature of 2.5 that nobody evaluated"
+                f"the candidate {releases.third} has the weights that passed, and a temperature of 2.5 that "
+                "nobody evaluated"
             )
             story.rollouts.append(await _roll_out(admin, releases.third, releases.decision, say))
             story.rollback = _last_rollback(home)

@@ -10,7 +10,9 @@ An engine whose release nobody can be sent to any more is stopped by :meth:`Depl
 from __future__ import annotations
 
 import asyncio
+import os
 import threading
+import time
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -48,6 +50,8 @@ class _Engine:
     url: str
     adapters: AdapterManager
     releases: set[str] = field(default_factory=set)
+    unneeded_since: float | None = None
+    """Since when nothing that may be asked for is on it, by a clock of this process."""
 
 
 class Deployer:
@@ -116,13 +120,26 @@ class Deployer:
             for engine in list(self._engines.values())
         ]
 
-    def retire(self, wanted: Iterable[Target]) -> list[str]:
-        """Stop every engine that none of ``wanted`` needs; the names of those."""
-        needed = {name for target in wanted for name in target.upstreams}
-        stopped = []
+    def retire(self, wanted: Iterable[Target], grace_seconds: float) -> list[str]:
+        """Stop every engine that none of ``wanted`` has needed for ``grace_seconds``; the names of those. Adapters that
+        are not wanted may make room for others from now on."""
+        kept = list(wanted)
+        needed, models = (
+            {name for target in kept for name in target.upstreams},
+            {target.model for target in kept},
+        )
+        now, stopped = time.monotonic(), []
         with self._one:
             for key, engine in list(self._engines.items()):
-                if engine.name not in needed:
+                for name in engine.adapters.loaded():
+                    if name not in models:
+                        engine.adapters.unroute(name)
+                if engine.name in needed:
+                    engine.unneeded_since = None
+                    continue
+                if engine.unneeded_since is None:
+                    engine.unneeded_since = now
+                if now - engine.unneeded_since >= grace_seconds:
                     engine.driver.stop()
                     del self._engines[key]
                     stopped.append(engine.name)
@@ -130,7 +147,7 @@ class Deployer:
 
     def stop(self) -> None:
         """Stop every engine."""
-        self.retire(())
+        self.retire((), 0.0)
 
     # -- one release ---------------------------------------------------------------------------------
 
@@ -298,6 +315,4 @@ def _key(target: Target) -> str:
 
 
 def _secret(upstream: Upstream) -> str | None:
-    import os
-
     return os.environ.get(upstream.key_variable) if upstream.key_variable else None

@@ -141,6 +141,10 @@ class RolloutKeeper:
             for running in self._running.values()
         )
 
+    def candidates(self) -> list[Target]:
+        """Candidates of rollouts that are not over."""
+        return [running.spec.candidate for running in self._running.values() if running.state.end is None]
+
     def find(self, name: str | None) -> Running:
         """The rollout of this id; without one, the only one that is not over. Raises UnknownReferenceError."""
         if name:
@@ -189,14 +193,14 @@ class RolloutKeeper:
 
     # -- what happens by itself ----------------------------------------------------------------------
 
-    async def tick(self, rows: Rows) -> None:
-        """Take new rows and do what follows from them."""
-        kept = list(rows)
+    async def tick(self, rows: Rows, *, live: bool = True) -> None:
+        """Take new rows and do what follows from them; not ``live``: rows of before this process began."""
+        kept, received = list(rows), now_ms() if live else None
         for running in list(self._running.values()):
             state = running.state
             if state.end is not None and state.end != "rolled_back":
                 continue
-            running.observer.add(kept, received_ms=now_ms())
+            running.observer.add(kept, received_ms=received)
             if state.end is None and state.stage is not None:
                 await self._repair(running)
                 step = next_step(running.spec, running.state, running.facts())
