@@ -121,8 +121,10 @@ class Place:
         return [row for row in rows if row["kind"] in kinds]
 
 
-def serve_config(old: MockUpstream, new: MockUpstream, **changes: Any) -> ServeConfig:
-    """Production is ``old``; releases are run by somebody else at ``new``."""
+def serve_config(
+    old: MockUpstream, new: MockUpstream, *, production: dict[str, Any] | None = None, **changes: Any
+) -> ServeConfig:
+    """Production is ``old``, unless said otherwise; releases are run by somebody else at ``new``."""
     data: dict[str, Any] = {
         "listen": "127.0.0.1:0",
         "workers": 2,
@@ -131,7 +133,7 @@ def serve_config(old: MockUpstream, new: MockUpstream, **changes: Any) -> ServeC
         "routes": [
             {
                 "model": "m",
-                "production": {"upstream": "old", "model": "old"},
+                "production": production or {"upstream": "old", "model": "old"},
                 "engine": {"engine": "openai", "url": new.url},
             }
         ],

@@ -22,7 +22,7 @@ from typing import Any, ClassVar, Literal, Self, TypeAlias
 from pydantic import Field, TypeAdapter, model_validator
 
 from posttrain.core.documents import Document, Record
-from posttrain.serving.drivers.records import EngineConfig
+from posttrain.serving.drivers.records import EngineConfig, RecordedConfig
 from posttrain.serving.gateway.config import BreakerConfig, LimitsConfig, RetryConfig, ShadowConfig
 from posttrain.serving.guardrails.config import GuardrailConfig
 from posttrain.serving.records import Arm, Experiment, Target, Unit, Upstream
@@ -145,6 +145,8 @@ class ServeConfig(Document):
     workers: int = Field(1, ge=1, le=256)
     """Processes that take traffic; one uses one core."""
     upstreams: tuple[Upstream, ...] = ()
+    recorded: tuple[RecordedConfig, ...] = ()
+    """Upstreams that answer as people did; a route names one as its production's ``upstream``."""
     routes: tuple[RouteConfig, ...] = Field(min_length=1)
     traffic: TrafficConfig = Field(default_factory=TrafficConfig)
     limits: LimitsConfig = Field(default_factory=LimitsConfig)
@@ -181,6 +183,9 @@ class ServeConfig(Document):
                 for route in self.routes
             )
         }
+        changes["recorded"] = tuple(
+            each.model_copy(update={"answers": folder / each.answers}) for each in self.recorded
+        )
         if self.tls is not None:
             changes["tls"] = TlsConfig(certificate=folder / self.tls.certificate, key=folder / self.tls.key)
         if self.signatures is not None:

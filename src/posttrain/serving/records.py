@@ -21,7 +21,7 @@ from posttrain.core.documents import Digest, Document, Record
 BUCKETS = 10_000
 """How many equal parts traffic is cut into; shares are whole numbers of them, so 100 is one percent."""
 
-EngineKind: TypeAlias = Literal["openai", "llama_cpp", "transformers", "vllm", "sglang"]
+EngineKind: TypeAlias = Literal["openai", "llama_cpp", "transformers", "vllm", "sglang", "recorded"]
 Lane: TypeAlias = Literal["production", "canary", "shadow"]
 """How an answer came to be given: ``shadow`` answers are never seen by a user."""
 Unit: TypeAlias = Literal["user", "conversation", "request"]

@@ -8,6 +8,8 @@ control are started again, which changes their ports and nothing else.
 
 from __future__ import annotations
 
+import asyncio
+
 from posttrain.serving.config import RouteConfig, ServeConfig
 from posttrain.serving.control.deploy import Deployer
 from posttrain.serving.records import Route, Snapshot, Target, Upstream
@@ -22,6 +24,7 @@ async def first_snapshot(
     """
     upstreams = {upstream.name: upstream for upstream in before.upstreams} if before is not None else {}
     upstreams |= {upstream.name: upstream for upstream in config.upstreams}
+    upstreams |= {upstream.name: upstream for upstream in await asyncio.to_thread(deployer.start_recorded)}
     routes = []
     for route in before.routes if before is not None else ():
         for target in route.targets():

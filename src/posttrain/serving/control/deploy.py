@@ -31,6 +31,7 @@ from posttrain.serving.config import RouteConfig, ServeConfig, TargetConfig
 from posttrain.serving.drivers.adapters import AdapterManager
 from posttrain.serving.drivers.probe import Probe, probe
 from posttrain.serving.drivers.protocol import EngineDriver
+from posttrain.serving.drivers.recorded import RecordedDriver
 from posttrain.serving.drivers.records import AdapterRef, EngineConfig, ServedFolder
 from posttrain.serving.drivers.registry import create_driver
 from posttrain.serving.errors import EngineError, ReleaseRefused
@@ -64,6 +65,8 @@ class Deployer:
         self._config = config
         self._engines: dict[str, _Engine] = {}
         self._targets: dict[str, tuple[Target, TargetConfig, str]] = {}
+        self._recorded: dict[str, RecordedDriver] = {}
+        self._recorded_at: dict[str, str] = {}
         self._one = threading.Lock()
         """Engines are started and stopped one at a time; two would fight for the cores."""
 
@@ -74,13 +77,17 @@ class Deployer:
         """
         if wanted.release is None:
             target = wanted.on_upstream(route)
-            return target, tuple(each for each in self._config.upstreams if each.name in target.upstreams)
+            known = (*self._config.upstreams, *await asyncio.to_thread(self.start_recorded))
+            return target, tuple(each for each in known if each.name in target.upstreams)
         return await asyncio.to_thread(self._deploy, route, wanted)
 
     async def ready(
         self, target: Target, upstreams: tuple[Upstream, ...]
     ) -> tuple[Target, tuple[Upstream, ...]]:
         """A target of an earlier snapshot, verified, loaded and probed again; see ``rollback.Ready``."""
+        if target.upstreams[0] in self._recorded:
+            started = await asyncio.to_thread(self.start_recorded)
+            return target, tuple(each for each in started if each.name in target.upstreams)
         if target.release is None:
             await asyncio.to_thread(self._ask, self._route_of(target), target.model, upstreams)
             return target, upstreams
@@ -98,8 +105,23 @@ class Deployer:
             )
         return await asyncio.to_thread(self._deploy, route, wanted)
 
+    def start_recorded(self) -> tuple[Upstream, ...]:
+        """Start every set of recorded answers of the configuration that does not run; where they are."""
+        with self._one:
+            for config in self._config.recorded:
+                driver = self._recorded.get(config.name)
+                if driver is None or not driver.health().ok:
+                    driver = RecordedDriver(config, workdir=self._folder / f"recorded-{config.name}")
+                    self._recorded[config.name] = driver
+                    self._recorded_at[config.name] = driver.start()
+            return tuple(
+                Upstream(name=name, url=url, engine="recorded") for name, url in self._recorded_at.items()
+            )
+
     def is_well(self, target: Target) -> bool:
         """Whether the engine of a target that we run answers; what others run is theirs to watch."""
+        if (recorded := self._recorded.get(target.upstreams[0])) is not None:
+            return recorded.health().ok
         if target.release is None:
             return True
         engine = next((each for each in list(self._engines.values()) if each.name in target.upstreams), None)
@@ -148,6 +170,8 @@ class Deployer:
     def stop(self) -> None:
         """Stop every engine."""
         self.retire((), 0.0)
+        for driver in self._recorded.values():
+            driver.stop()
 
     # -- one release ---------------------------------------------------------------------------------
 
