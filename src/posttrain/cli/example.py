@@ -60,6 +60,11 @@ def canary(*, run: str | None, workers: int, at_once: int, as_json: bool, home: 
         f"{visits['right']} right, {visits['left']} users left; latency p50 {visits['latency_p50_ms']} ms, "
         f"p95 {visits['latency_p95_ms']} ms"
     )
+    pairs = story.rollouts[0]["pairs"]
+    click.echo(
+        f"in shadow R1 was judged better {pairs['shadow']} times, worse {pairs['production']} times, "
+        f"equal {pairs['tie']} times"
+    )
     click.echo(f"the rollback: {story.rollouts[-1]['label']}")
     click.echo(f"  every worker on the old release {times.get('moved', 0):.0f} ms after the trigger")
     log = story.log

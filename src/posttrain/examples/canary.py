@@ -102,7 +102,7 @@ async def tell(home: Home, run: str, say: Say, *, workers: int = 2, at_once: int
     """Play the story; ``say`` gets one line for each thing that happens."""
     story = Story()
     releases = make_releases(home, run)
-    config = serve_config(releases.first, workers)
+    config = serve_config(run, releases.first, workers)
     # Each telling begins from the beginning: the chain of snapshots of the last one would make v2 production.
     remove_tree(home.settings.home / "serving" / config.name)
     async with Control(config, home).running() as control:
@@ -149,13 +149,14 @@ def _release(home: Home, version: str, spec: Mapping[str, Any]) -> str:
             return name
 
 
-def serve_config(production: str, workers: int) -> ServeConfig:
+def serve_config(run: str, production: str, workers: int) -> ServeConfig:
     """The gateway of the example, on a free port."""
     return ServeConfig.model_validate(
         {
             "name": "example",
             "listen": "127.0.0.1:0",
             "workers": workers,
+            "judge": {"kind": "reward_model", "name": "helpful", "model": f"{run}:helpful.model"},
             "routes": [
                 {
                     "model": MODEL,
@@ -177,6 +178,7 @@ async def _roll_out(admin: AdminClient, release: str, decision: str, say: Say) -
         "contract": CONTRACT,
         "decision": decision,
         "stages": list(STAGES),
+        "shadow": {"judge": "helpful", "minimum_pairs": 20},
         "auto_advance": True,
         "usd_per_1k_prompt_tokens": 0.01,
         "usd_per_1k_completion_tokens": 0.02,

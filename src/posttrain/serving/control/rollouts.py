@@ -13,7 +13,7 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -176,6 +176,7 @@ class RolloutKeeper:
             "auto_advance": spec.auto_advance,
             "contract": spec.contract_digest,
             "triggers": facts.report.to_json()["triggers"],
+            "pairs": {**asdict(facts.observation.pairs), "win_rate": facts.observation.pairs.win_rate},
             "advance": list(allowed(spec, state, "advance", facts).reasons)
             if state.stage is not None
             else [],
