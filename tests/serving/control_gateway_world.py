@@ -145,14 +145,27 @@ def serve_config(
 @asynccontextmanager
 async def gateway(folder: Path, **changes: Any) -> AsyncIterator[Place]:
     """A running gateway."""
+    async with upstreams() as (old, new), running(folder, old, new, **changes) as place:
+        yield place
+
+
+@asynccontextmanager
+async def upstreams() -> AsyncIterator[tuple[MockUpstream, MockUpstream]]:
+    """Both mock upstreams."""
     old, new = await MockUpstream("old").start(), await MockUpstream("new").start()
-    home = open_home(Settings(home=folder / "home"))
     try:
-        async with Control(serve_config(old, new, **changes), home).running() as control:
-            yield Place(home, control, old, new, AdminClient(control.folder))
+        yield old, new
     finally:
         await old.stop()
         await new.stop()
+
+
+@asynccontextmanager
+async def running(folder: Path, old: MockUpstream, new: MockUpstream, **changes: Any) -> AsyncIterator[Place]:
+    """A gateway in front of them; in the same folder again, it goes on where it was."""
+    home = open_home(Settings(home=folder / "home"))
+    async with Control(serve_config(old, new, **changes), home).running() as control:
+        yield Place(home, control, old, new, AdminClient(control.folder))
 
 
 def make_release(home: Home, name: str, weights: bytes = b"weights", **more: Any) -> tuple[str, Artifact]:

@@ -2,8 +2,8 @@
 
 Here: the first snapshot from the configuration, and the next one after a restart. Not here: later changes. After a
 restart the chain of snapshots says who serves, not the configuration: a candidate that was promoted or rolled back
-since stays so. The configuration still adds routes, and says where upstreams are; engines that ended with the last
-control are started again, which changes their ports and nothing else.
+since stays so. The configuration still says which routes there are and where upstreams are; engines that ended with
+the last control are started again, which changes their ports and nothing else.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ import asyncio
 
 from posttrain.serving.config import RouteConfig, ServeConfig
 from posttrain.serving.control.deploy import Deployer
+from posttrain.serving.errors import ServingError
 from posttrain.serving.records import Route, Snapshot, Target, Upstream
 
 
@@ -26,12 +27,12 @@ async def first_snapshot(
     upstreams |= {upstream.name: upstream for upstream in config.upstreams}
     upstreams |= {upstream.name: upstream for upstream in await asyncio.to_thread(deployer.start_recorded)}
     routes = []
+    configured = {wanted.model for wanted in config.routes}
     for route in before.routes if before is not None else ():
-        for target in route.targets():
-            if target.release is not None:
-                _, held = await deployer.ready(target, ())
-                upstreams |= {upstream.name: upstream for upstream in held}
-        routes.append(route)
+        if route.model in configured:
+            kept, held = await _loaded_again(route, deployer)
+            upstreams |= {upstream.name: upstream for upstream in held}
+            routes.append(kept)
     known = {route.model for route in routes}
     for wanted in config.routes:
         if wanted.model not in known:
@@ -48,6 +49,26 @@ async def first_snapshot(
     if before is not None and (before.upstreams, before.routes) == (snapshot.upstreams, snapshot.routes):
         return None
     return snapshot
+
+
+async def _loaded_again(route: Route, deployer: Deployer) -> tuple[Route, list[Upstream]]:
+    """The route with what can be served of it. Production must; a candidate that cannot be loaded is left out, and its
+    rollout, which finds the same, rolls it back."""
+    held: list[Upstream] = []
+    for target in route.targets():
+        beside = {"canary": route.canary, "shadow": route.shadow}
+        lanes = [lane for lane, found in beside.items() if found is not None and found.target == target]
+        if target.release is None:
+            continue
+        try:
+            _, found = await deployer.ready(route.model, target, ())
+        except ServingError:
+            if not lanes or target == route.production:
+                raise
+            route = route.model_copy(update=dict.fromkeys(lanes))
+        else:
+            held += found
+    return route, held
 
 
 async def _new_route(

@@ -170,6 +170,7 @@ class Control:
         if snapshot is not None:
             self.swapper.store.publish(snapshot)
         self.rollouts.load()
+        await self.rollouts.bring_back(self.deployer.ready)
         if self.rollouts.any_open():  # all of its rows, from the beginning
             self._follower, self._caught_up = Follower(self.traffic_folder), False
         self._helpers.start()
@@ -286,11 +287,12 @@ class Control:
         """Start an engine again that died, and tell the workers where it is now."""
         while True:
             await asyncio.sleep(ENGINE_SECONDS)
-            for target in [target for route in self.swapper.current.routes for target in route.targets()]:
+            routes = self.swapper.current.routes
+            for model, target in [(route.model, target) for route in routes for target in route.targets()]:
                 if await asyncio.to_thread(self.deployer.is_well, target):
                     continue
                 try:
-                    _, held = await self.deployer.ready(target, ())
+                    _, held = await self.deployer.ready(model, target, ())
                 except ServingError as error:
                     self.journal("control", "engine.failed", target.name, {"error": str(error)})
                     continue

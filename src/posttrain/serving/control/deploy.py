@@ -64,7 +64,7 @@ class Deployer:
         self._folder = folder
         self._config = config
         self._engines: dict[str, _Engine] = {}
-        self._targets: dict[str, tuple[Target, TargetConfig, str]] = {}
+        self._targets: dict[str, TargetConfig] = {}
         self._recorded: dict[str, RecordedDriver] = {}
         self._recorded_at: dict[str, str] = {}
         self._one = threading.Lock()
@@ -82,27 +82,26 @@ class Deployer:
         return await asyncio.to_thread(self._deploy, route, wanted)
 
     async def ready(
-        self, target: Target, upstreams: tuple[Upstream, ...]
+        self, route: str, target: Target, upstreams: tuple[Upstream, ...]
     ) -> tuple[Target, tuple[Upstream, ...]]:
         """A target of an earlier snapshot, verified, loaded and probed again; see ``rollback.Ready``."""
         if target.upstreams[0] in self._recorded:
             started = await asyncio.to_thread(self.start_recorded)
             return target, tuple(each for each in started if each.name in target.upstreams)
         if target.release is None:
-            await asyncio.to_thread(self._ask, self._route_of(target), target.model, upstreams)
+            await asyncio.to_thread(self._ask, self._route_config(route), target.model, upstreams)
             return target, upstreams
-        known = self._targets.get(_key(target))
-        if known is not None:
-            _, wanted, route = known
-        else:  # an earlier control deployed it
-            route = self._route_of(target).model
-            wanted = TargetConfig(
+        wanted = (
+            self._targets.get(_key(target))
+            or TargetConfig(  # or an earlier control deployed it
                 release=target.release,
+                adapter=target.adapter,
+                fallbacks=target.upstreams[1:],
                 sampling=target.sampling,
-                adapter=None if target.adapter is None else target.adapter,
                 usd_per_1k_prompt_tokens=target.usd_per_1k_prompt_tokens,
                 usd_per_1k_completion_tokens=target.usd_per_1k_completion_tokens,
             )
+        )
         return await asyncio.to_thread(self._deploy, route, wanted)
 
     def start_recorded(self) -> tuple[Upstream, ...]:
@@ -197,7 +196,7 @@ class Deployer:
         )
         upstreams = (Upstream(name=engine.name, url=engine.url, engine=engine.kind),)
         self._ask(config, model, upstreams)
-        self._targets[_key(target)] = (target, wanted, route)
+        self._targets[_key(target)] = wanted
         return target, upstreams
 
     def _load(self, reference: str) -> LoadedRelease:
@@ -308,10 +307,6 @@ class Deployer:
             names = [each.model for each in self._config.routes]
             raise ConfigError(f"the configuration has no route {route!r}", hint=did_you_mean(route, names))
         return found
-
-    def _route_of(self, target: Target) -> RouteConfig:
-        known = self._targets.get(_key(target))
-        return self._config.routes[0] if known is None else self._route_config(known[2])
 
 
 WARM_UP = Probe(

@@ -28,8 +28,8 @@ from posttrain.serving.control.swap import Change, Swapper
 from posttrain.serving.errors import RolloutError
 from posttrain.serving.records import Route, Snapshot, Target, Upstream
 
-Ready = Callable[[Target, tuple[Upstream, ...]], Awaitable[tuple[Target, tuple[Upstream, ...]]]]
-"""Verify, load and probe a target; gives it back with the upstreams that hold it now. Raises what forbids it."""
+Ready = Callable[[str, Target, tuple[Upstream, ...]], Awaitable[tuple[Target, tuple[Upstream, ...]]]]
+"""Verify, load and probe a target of a route; gives it back with the upstreams that hold it now, or raises."""
 Journal = Callable[[str, str, str, Mapping[str, Any]], None]
 """``(actor, action, subject, data)``: one line in the journal that is never changed."""
 
@@ -119,7 +119,7 @@ class Rollback:
             candidate=candidate,
         )
         if target != current.production or drill:
-            target, upstreams = await self._ready(target, upstreams)
+            target, upstreams = await self._ready(route, target, upstreams)
         report.milliseconds["ready"] = _since(begun)
         change = _unchanged if drill else _back(route, target, upstreams)
 

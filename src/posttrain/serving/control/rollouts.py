@@ -18,12 +18,13 @@ from pathlib import Path
 from typing import Any
 
 from posttrain.core.atomic import write_atomic
+from posttrain.core.clock import utc_now
 from posttrain.core.errors import UnknownReferenceError
 from posttrain.core.suggest import did_you_mean
-from posttrain.serving.control.history import Latches
-from posttrain.serving.control.rollback import Journal, Rollback, RollbackReport
+from posttrain.serving.control.history import Latch, Latches
+from posttrain.serving.control.rollback import Journal, Ready, Rollback, RollbackReport
 from posttrain.serving.control.swap import Swapper, SwapReport
-from posttrain.serving.errors import RolloutError
+from posttrain.serving.errors import RolloutError, ServingError
 from posttrain.serving.records import Snapshot, Target, Upstream
 from posttrain.serving.rollout.events import (
     CONTROL,
@@ -115,6 +116,29 @@ class RolloutKeeper:
             raw = (path.parent / "upstreams.json").read_bytes()
             upstreams = tuple(Upstream.model_validate(each) for each in json.loads(raw))
             self._open(spec, upstreams)
+
+    async def bring_back(self, ready: Ready) -> None:
+        """After a restart: load the candidates of open rollouts again; their engines ended with the last control.
+
+        A candidate that cannot be loaded is rolled back: production must serve whatever is wrong with it.
+        """
+        for running in self._running.values():
+            spec = running.spec
+            if running.state.end is None:
+                try:
+                    _, running.upstreams = await ready(spec.route, spec.candidate, running.upstreams)
+                except ServingError as error:
+                    self._lose(running, f"the candidate cannot be loaded again: {error}")
+
+    def _lose(self, running: Running, reason: str) -> None:
+        spec, epoch = running.spec, self._swapper.current.epoch
+        latch = Latch(route=spec.route, at=utc_now(), actor=CONTROL, reason=reason, epoch=epoch)
+        self._alert(spec, "tripped", reason)
+        if running.state.active:
+            self._latches.set(latch)
+            running.append(Tripped(trigger="restart", line=reason, epoch=epoch), "tripped")
+        else:
+            running.append(Aborted(reason=reason), "aborted")
 
     def create(self, spec: RolloutSpec, upstreams: tuple[Upstream, ...], *, by: str) -> Running:
         """Write a rollout down. Raises RolloutError where the route is latched or in another rollout."""
