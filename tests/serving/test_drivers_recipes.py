@@ -123,7 +123,7 @@ def test_vllm_is_launched_by_its_module_with_adapters_and_promises(
         "--max-num-seqs": "8",
         "--dtype": "auto",
         "--enable-lora": "",
-        "--max-loras": "3",
+        "--max-loras": "4",
         "--max-lora-rank": "32",
         "--tensor-parallel-size": "2",
     }
