@@ -2,37 +2,43 @@
 
 Here: the first snapshot from the configuration, and the next one after a restart. Not here: later changes. After a
 restart the chain of snapshots says who serves, not the configuration: a candidate that was promoted or rolled back
-since stays so. The configuration still adds routes, and says where upstreams are; engines that ended with the last
-control are started again, which changes their ports and nothing else.
+since stays so. The configuration still adds routes, says where upstreams are, and how a route chooses among targets
+(``choices``, ``router``, ``aggregate``), which no rollout changes; engines that ended with the last control are started
+again, which changes their ports and nothing else.
 """
 
 from __future__ import annotations
 
+from pathlib import Path
+from typing import Any
+
 from posttrain.serving.config import RouteConfig, ServeConfig
 from posttrain.serving.control.deploy import Deployer
 from posttrain.serving.records import Route, Snapshot, Target, Upstream
+from posttrain.serving.router.config import PRODUCTION
+from posttrain.serving.router.files import keep_model
 
 
 async def first_snapshot(
-    config: ServeConfig, deployer: Deployer, before: Snapshot | None, *, at: str
+    config: ServeConfig, deployer: Deployer, before: Snapshot | None, *, at: str, routers: Path
 ) -> Snapshot | None:
     """The snapshot to serve now; None where the last one still says it all.
 
+    ``routers`` takes copies of learned routers.
     Raises ReleaseRefused or EngineError where something that should serve may not or cannot.
     """
     upstreams = {upstream.name: upstream for upstream in before.upstreams} if before is not None else {}
     upstreams |= {upstream.name: upstream for upstream in config.upstreams}
+    wanted_routes = {wanted.model: wanted for wanted in config.routes}
     routes = []
     for route in before.routes if before is not None else ():
-        for target in route.targets():
-            if target.release is not None:
-                _, held = await deployer.ready(target, ())
-                upstreams |= {upstream.name: upstream for upstream in held}
-        routes.append(route)
+        again, started = await _old_route(route, wanted_routes.get(route.model), deployer, routers)
+        upstreams |= {upstream.name: upstream for upstream in started}
+        routes.append(again)
     known = {route.model for route in routes}
     for wanted in config.routes:
         if wanted.model not in known:
-            route, started = await _new_route(config, wanted, deployer)
+            route, started = await _new_route(config, wanted, deployer, routers)
             upstreams |= {upstream.name: upstream for upstream in started}
             routes.append(route)
     snapshot = Snapshot(
@@ -47,8 +53,24 @@ async def first_snapshot(
     return snapshot
 
 
+async def _old_route(
+    route: Route, wanted: RouteConfig | None, deployer: Deployer, routers: Path
+) -> tuple[Route, list[Upstream]]:
+    """A route of the last snapshot, ready again; how it chooses is the configuration's, where that has the route."""
+    held: list[Upstream] = []
+    routing: dict[str, Any] = {}
+    if wanted is not None:
+        routing, found = await _routing(wanted, deployer, routers)
+        held += found
+    for target in route.targets():
+        if target.release is not None and (wanted is None or target not in route.choices):
+            _, found = await deployer.ready(target, ())
+            held += found
+    return route.model_copy(update=routing), held
+
+
 async def _new_route(
-    config: ServeConfig, wanted: RouteConfig, deployer: Deployer
+    config: ServeConfig, wanted: RouteConfig, deployer: Deployer, routers: Path
 ) -> tuple[Route, list[Upstream]]:
     production, found = await deployer.deploy(wanted.model, wanted.production)
     held = list(found)
@@ -57,4 +79,26 @@ async def _new_route(
         arms[arm.name], found = await deployer.deploy(wanted.model, arm.target)
         held += found
     experiment = config.experiment_of(wanted, arms)
-    return Route(model=wanted.model, production=production, experiment=experiment, unit=wanted.unit), held
+    routing, found = await _routing(wanted, deployer, routers)
+    held += found
+    route = Route(
+        model=wanted.model, production=production, experiment=experiment, unit=wanted.unit, **routing
+    )
+    return route, held
+
+
+async def _routing(
+    wanted: RouteConfig, deployer: Deployer, routers: Path
+) -> tuple[dict[str, Any], tuple[Upstream, ...]]:
+    """How the route chooses among targets, as a route has it, and the upstreams of its choices."""
+    choices: list[Target] = []
+    held: tuple[Upstream, ...] = ()
+    for name, choice in wanted.choices.items():
+        target, found = await deployer.deploy(wanted.model, choice)
+        choices.append(target.model_copy(update={"name": name}))
+        held += found
+    router = wanted.router
+    if router is not None and router.model is not None:
+        kept = keep_model(Path(router.model), routers, {PRODUCTION, *wanted.choices})
+        router = router.model_copy(update={"model": str(kept)})
+    return {"choices": tuple(choices), "router": router, "aggregate": wanted.aggregate}, held

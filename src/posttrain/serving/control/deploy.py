@@ -88,7 +88,7 @@ class Deployer:
             wanted = TargetConfig(
                 release=target.release,
                 sampling=target.sampling,
-                adapter=None if target.adapter is None else target.adapter,
+                adapter=target.adapter or BASE,
                 usd_per_1k_prompt_tokens=target.usd_per_1k_prompt_tokens,
                 usd_per_1k_completion_tokens=target.usd_per_1k_completion_tokens,
             )
@@ -294,7 +294,8 @@ def read_probes(path: Path) -> list[Probe]:
 
 
 def _key(target: Target) -> str:
-    return digest_json([target.release, target.adapter, target.model, list(target.upstreams)])
+    # All but the name: a choice of a route may be the release that is its production, sampled in another way.
+    return digest_json(target.model_dump(mode="json", exclude={"name"}))
 
 
 def _secret(upstream: Upstream) -> str | None:
