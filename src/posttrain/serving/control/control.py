@@ -166,7 +166,9 @@ class Control:
         load_or_make_secret(self.traffic_folder)  # by one process, before the workers all look for it
         await self.links.start()
         before = self.swapper.store.current()
-        snapshot = await first_snapshot(self.config, self.deployer, before, at=utc_now())
+        snapshot = await first_snapshot(
+            self.config, self.deployer, before, at=utc_now(), routers=self.folder / "routers"
+        )
         if snapshot is not None:
             self.swapper.store.publish(snapshot)
         self.rollouts.load()

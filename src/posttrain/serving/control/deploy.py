@@ -95,7 +95,7 @@ class Deployer:
             self._targets.get(_key(target))
             or TargetConfig(  # or an earlier control deployed it
                 release=target.release,
-                adapter=target.adapter,
+                adapter=target.adapter or BASE,
                 fallbacks=target.upstreams[1:],
                 sampling=target.sampling,
                 usd_per_1k_prompt_tokens=target.usd_per_1k_prompt_tokens,
@@ -330,7 +330,8 @@ def read_probes(path: Path) -> list[Probe]:
 
 
 def _key(target: Target) -> str:
-    return digest_json([target.release, target.adapter, target.model, list(target.upstreams)])
+    # All but the name: a choice of a route may be the release that is its production, sampled in another way.
+    return digest_json(target.model_dump(mode="json", exclude={"name"}))
 
 
 def _secret(upstream: Upstream) -> str | None:

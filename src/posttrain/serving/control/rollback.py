@@ -170,7 +170,7 @@ def _back(route: str, target: Target, upstreams: tuple[Upstream, ...]) -> Change
 
     def change(snapshot: Snapshot) -> Snapshot:
         routes = tuple(
-            Route(model=each.model, production=target, unit=each.unit, experiment=each.experiment)
+            each.model_copy(update={"production": target, "canary": None, "shadow": None, "rollout": None})
             if each.model == route
             else each
             for each in snapshot.routes

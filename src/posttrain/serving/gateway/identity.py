@@ -13,6 +13,7 @@ from functools import lru_cache
 from typing import Any, NamedTuple
 
 from posttrain.serving.records import Unit
+from posttrain.serving.router.config import ROUTED_TAGS
 from posttrain.serving.traffic.clock import MonotonicWallClock
 from posttrain.serving.traffic.pseudonym import pseudonym
 
@@ -96,11 +97,12 @@ def read_asker(
 
 
 def read_slices(header: bytes | None) -> list[str]:
-    """The tags of a request; what is no sane token is left out."""
+    """The tags of a request; what is no sane token, or is ours to give, is left out."""
     if not header:
         return []
     found = (part.strip() for part in header.decode("latin-1").split(","))
-    return [part for part in found if _SANE_SLICE.fullmatch(part)][:_MAX_SLICES]
+    sane = (part for part in found if _SANE_SLICE.fullmatch(part) and not part.startswith(ROUTED_TAGS))
+    return list(sane)[:_MAX_SLICES]
 
 
 def _text(value: bytes) -> str:

@@ -16,6 +16,7 @@ from typing import Any
 
 from posttrain.serving.access import Access, SharedBudgets, TlsFiles
 from posttrain.serving.errors import ServingError
+from posttrain.serving.gateway.choosing import Chooser
 from posttrain.serving.gateway.config import WorkerConfig
 from posttrain.serving.gateway.context import Context
 from posttrain.serving.gateway.metrics import Metrics, rss_bytes
@@ -26,6 +27,7 @@ from posttrain.serving.gateway.server import ServerDoor
 from posttrain.serving.gateway.shadow import ShadowQueue
 from posttrain.serving.gateway.upstream import UpstreamHandle
 from posttrain.serving.records import Snapshot
+from posttrain.serving.router.config import RouterConfig
 from posttrain.serving.traffic.pseudonym import load_or_make_secret
 from posttrain.serving.traffic.segments import SegmentWriter
 
@@ -48,6 +50,7 @@ class Worker:
         self._server: asyncio.Server | None = None
         self._sweeper: asyncio.TimerHandle | None = None
         self._handles: dict[str, dict[str, UpstreamHandle]] = {"user": {}, "shadow": {}}
+        self._choosers: dict[str, Chooser] = {}
         self._tls: TlsFiles | None = None
         self._retired: list[UpstreamHandle] = []
         self._told = 0
@@ -134,6 +137,9 @@ class Worker:
                 "waiting": context.shadow.waiting,
                 "active": context.shadow.active,
             },
+            "routers_failing": sorted(
+                model for model, chooser in self._choosers.items() if chooser.failing is not None
+            ),
             "lost_rows": metrics.lost_rows,
             "log_failing": context.log.failing,
             "log_backlog_bytes": context.log.backlog_bytes,
@@ -186,13 +192,30 @@ class Worker:
                     handle.pool.retire()
                     self._retired.append(handle)
             self._handles[lane] = new
+        self._choosers = {
+            route.model: self._chooser(route.model, route.router, [choice.name for choice in route.choices])
+            for route in snapshot.routes
+            if route.router is not None
+        }
         return Plan(
             snapshot,
+            choosers=self._choosers,
             worker=self._config.name,
             handles=self._handles["user"],
             shadow_handles=self._handles["shadow"],
             metrics=self._context.metrics,
         )
+
+    def _chooser(self, route: str, config: RouterConfig, choices: list[str]) -> Chooser:
+        """The route's router, as it was made for an earlier snapshot where it is the same and works."""
+        known = self._choosers.get(route)
+        if known is not None and (known.config, known.choices, known.failing) == (
+            config,
+            frozenset(choices),
+            None,
+        ):
+            return known
+        return Chooser(config, choices)
 
     def _look_for_drained(self) -> None:
         epoch = self._context.plan.epoch
