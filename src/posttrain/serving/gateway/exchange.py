@@ -45,6 +45,8 @@ FAILURES: dict[Failure, ApiError] = {
     "garbage": replies.bad_upstream("it does not speak HTTP"),
 }
 _log = logging.getLogger(__name__)
+_NOTHING_YET = Answer("chat", 0)
+"""Of a request that no upstream was asked; never written to."""
 _ANSWERED = frozenset({"stop", "length", "tool_calls", "content_filter"})
 
 
@@ -112,7 +114,7 @@ class Exchange(Call):
         self._place = False
         """Whether it has a place."""
         self._sampling: str | None = None
-        self._answer = Answer(endpoint, 0)
+        self._answer = _NOTHING_YET
         self._asked: dict[str, Any] | None = None
         """What guardrails say of the request."""
         self._handle: UpstreamHandle | None = None
@@ -301,7 +303,6 @@ class Exchange(Call):
         if self._tries > 1:
             self._context.metrics.retries += 1
         self._answer = self._context.answer(self._endpoint, self._body, stream=self._stream)
-        self._reader = EventReader(self._answer, usage_asked=self._usage_asked)
         self._streams = False
         self._parts = []
         self._size = 0
@@ -344,6 +345,7 @@ class Exchange(Call):
         self._reply_type = headers.get(b"content-type", replies.JSON)
         if status == 200 and self._stream and self._reply_type.startswith(b"text/event-stream"):
             self._streams = True
+            self._reader = EventReader(self._answer, usage_asked=self._usage_asked)
         elif b"retry-after" in headers:
             self._reply_headers = b"retry-after: %b\r\n" % headers[b"retry-after"]
 
@@ -498,17 +500,17 @@ class Exchange(Call):
             "tries": self._tries,
             "status": self._status,
             "finish": self._finish,
-            "queue_ms": _ms(self._started - accepted),
-            "latency_ms": _ms(now - accepted),
+            "queue_ms": round((self._started - accepted) * 1000, 3),
+            "latency_ms": round((now - accepted) * 1000, 3),
             "content": self._content,
         }
         if self._handle is not None:
             says["upstream"] = self._handle.name
             says["sampling"] = self._sampling
         if self._first:
-            says["first_ms"] = _ms(self._first - accepted)
+            says["first_ms"] = round((self._first - accepted) * 1000, 3)
         if self._ended and self._tries == 1:
-            says["gateway_ms"] = _ms(self._sent - self._started + now - self._ended)
+            says["gateway_ms"] = round((self._sent - self._started + now - self._ended) * 1000, 3)
         if self._error is not None:
             says["error"] = self._error.message
         elif self._finish == "error":
@@ -586,7 +588,3 @@ def _parsed(parts: list[bytes]) -> Any:
         return orjson.loads(parts[0] if len(parts) == 1 else b"".join(parts))
     except ValueError as error:
         raise BadAnswer("its answer is not JSON") from error
-
-
-def _ms(seconds: float) -> float:
-    return round(seconds * 1000, 3)

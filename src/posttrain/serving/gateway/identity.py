@@ -76,7 +76,13 @@ class Asker(NamedTuple):
 
     def says(self, kind: Unit, request_id: str) -> dict[str, Any]:
         """What rows say of him; ``unit`` where none of the names in the row is it."""
-        says = {name: value for name, value in self._asdict().items() if value is not None}
+        says: dict[str, Any] = {}
+        if self.user is not None:
+            says["user"] = self.user
+        if self.conversation is not None:
+            says["conversation"] = self.conversation
+        if self.tenant is not None:
+            says["tenant"] = self.tenant
         unit = self.unit(kind, request_id)
         if unit != (request_id if kind == "request" else says.get(kind)):
             says["unit"] = unit

@@ -47,7 +47,8 @@ _REMEMBERED = 4096
 class Seat:
     """A target in a role."""
 
-    __slots__ = ("cell", "fixed", "handles", "lane", "model", "sampling", "target", "unit")
+    __slots__ = ("_usd_per_completion_token", "_usd_per_prompt_token", "cell", "fixed", "handles", "lane", "model",
+                 "sampling", "target", "unit")  # fmt: skip
 
     def __init__(
         self, target: Target, key: CellKey, fixed: bytes, handles: tuple[UpstreamHandle, ...]
@@ -59,6 +60,8 @@ class Seat:
         self.model = target.model
         """What the upstream calls it."""
         self.sampling = tuple(target.sampling.items())
+        self._usd_per_prompt_token = target.usd_per_1k_prompt_tokens / 1000
+        self._usd_per_completion_token = target.usd_per_1k_completion_tokens / 1000
         self.fixed = fixed
         """JSON members that all its rows have, without braces."""
         self.handles = handles
@@ -74,11 +77,7 @@ class Seat:
 
     def cost_usd(self, prompt_tokens: int, completion_tokens: int) -> float:
         """What it costs."""
-        target = self.target
-        return (
-            prompt_tokens * target.usd_per_1k_prompt_tokens
-            + completion_tokens * target.usd_per_1k_completion_tokens
-        ) / 1000
+        return prompt_tokens * self._usd_per_prompt_token + completion_tokens * self._usd_per_completion_token
 
     def spend(self, usage: Usage) -> float:
         """Count the tokens of an answer; what it costs."""

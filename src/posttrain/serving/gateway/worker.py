@@ -53,8 +53,8 @@ class Worker:
         self._choosers: dict[str, Chooser] = {}
         self._tls: TlsFiles | None = None
         self._retired: list[UpstreamHandle] = []
-        self._told = 0
-        """The last epoch that ``on_drained`` was called with."""
+        self.drained_epoch = 0
+        """Nothing of an epoch below this is in flight."""
 
     @property
     def epoch(self) -> int:
@@ -88,13 +88,17 @@ class Worker:
             self._door = ServerDoor(self._routes, config.limits)
             listener = _listen(config)
             self._server = await loop.create_server(
-                self._door.connect, sock=listener, ssl=None if tls is None else tls.context, backlog=_BACKLOG
+                self._door.connect,
+                sock=listener,
+                backlog=_BACKLOG,
+                ssl=None if tls is None else tls.context,
+                ssl_handshake_timeout=None if tls is None else config.limits.header_seconds,
             )
         except BaseException:
             writer.close()
             raise
         self.port = listener.getsockname()[1]
-        self._told = snapshot.epoch
+        self.drained_epoch = snapshot.epoch
         self._sweeper = loop.call_later(_SWEEP_SECONDS, self._sweep)
         return self.port
 
@@ -124,6 +128,7 @@ class Worker:
         metrics = context.metrics
         return {
             "epoch": context.plan.epoch,
+            "drained_epoch": self.drained_epoch,
             "in_flight": context.admission.in_flight,
             "queue_depth": context.admission.waiting,
             "targets": [cell.to_json() for cell in metrics.cells.values()],
@@ -219,10 +224,10 @@ class Worker:
 
     def _look_for_drained(self) -> None:
         epoch = self._context.plan.epoch
-        if self._told < epoch and not any(
+        if self.drained_epoch < epoch and not any(
             count for old, count in self._context.epochs.items() if old < epoch
         ):
-            self._told = epoch
+            self.drained_epoch = epoch
             self.on_drained(epoch)
 
     def _sweep(self) -> None:
