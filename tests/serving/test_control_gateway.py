@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import os
 import signal
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -333,5 +335,36 @@ def test_a_gateway_that_is_rolled_forward_stays_so_after_a_restart(tmp_path: Pat
                 assert set(load.by_text) == {"new says new"}
                 back = await place.call("POST", "/v1/rollback", {"by": "ann"})
                 assert back["after"] == "old/old"
+
+    run(test, 120)
+
+
+def test_a_worker_that_the_last_control_could_not_note_is_taken_over_and_one_too_many_is_told_to_stop(
+    tmp_path: Path,
+) -> None:
+    async def test() -> None:
+        async with gateway(tmp_path) as place:
+            first = place.control
+            before = {name: link.pid for name, link in first.links.by_name.items()}
+            for task in first._tasks:
+                task.cancel()
+            assert first.pool._task is not None and first._admin is not None
+            first.pool._task.cancel()
+            await first.links.stop()
+            await asyncio.to_thread(first._admin.stop)
+            # A kill between the start of w1 and the note of it.
+            noted = first.folder / "workers" / "workers.json"
+            noted.write_text(json.dumps({"w0": json.loads(noted.read_bytes())["w0"]}))
+            second = Control(serve_config(place.old, place.new), place.home)
+            await second._start()
+            try:
+                assert {name: link.pid for name, link in second.links.by_name.items()} == before
+                command = [sys.executable, "-m", "posttrain.serving.gateway", "--worker", "w1"]
+                other = await asyncio.create_subprocess_exec(*command, "--control", str(second.links.path))
+                assert await other.wait() == 0
+                assert {name: link.pid for name, link in second.links.by_name.items()} == before
+                assert second.pool.restarts == {"w0": 0, "w1": 0}
+            finally:
+                await second._stop()
 
     run(test, 120)
