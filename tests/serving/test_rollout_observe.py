@@ -101,6 +101,30 @@ def test_counts_are_those_that_one_would_count():
     assert Key(LAST, "control", None) not in EXPECTED.tallies and candidate(EXPECTED, LAST).requests == 120
 
 
+@settings(max_examples=60, deadline=None)
+@given(
+    st.lists(
+        st.tuples(st.sampled_from(("a", "b", None)), st.sampled_from(("abandon", "incident"))), max_size=8
+    ),
+    st.sampled_from(("a", "b", None)),
+    st.randoms(use_true_random=False),
+)
+def test_feedback_counts_only_where_it_is_of_the_tenant_of_the_request(said, owner, shuffler):
+    """Whichever comes first. Without a tenant is a gateway without keys, and nobody's request there is a tenant's."""
+
+    def of(tenant):
+        return {} if tenant is None else {"tenant": tenant}
+
+    rows = [in_canary("q", **of(owner))]
+    rows += [make_feedback("q", what, id=f"f{at}", **of(by)) for at, (by, what) in enumerate(said)]
+    shuffler.shuffle(rows)
+    seen = one(*rows)
+    own = [what for by, what in said if by == owner]
+    tally = candidate(seen)
+    assert (tally.abandons, tally.incidents) == (min(1, own.count("abandon")), own.count("incident"))
+    assert seen.waiting == 0
+
+
 @settings(max_examples=40, deadline=None)
 @given(st.lists(st.sampled_from(TRAFFIC), max_size=60), st.lists(st.sampled_from(TRAFFIC), max_size=60))
 def test_tallies_of_disjoint_requests_add_up(some, others):

@@ -60,7 +60,10 @@ class Routes:
 
     def identify(self, request: Request) -> None:
         """See :class:`~posttrain.serving.gateway.server.Application`."""
-        request.id = self._context.ids.choose(request.headers.get(REQUEST_ID_HEADER))
+        context = self._context
+        # Where there are keys, ids of one's own are for who has one: ``examine`` sees to it.
+        given = request.headers.get(REQUEST_ID_HEADER) if context.access is None else None
+        request.id = context.ids.choose(given)
 
     def examine(self, request: Request) -> ApiError | None:
         """See :class:`~posttrain.serving.gateway.server.Application`."""
@@ -73,12 +76,16 @@ class Routes:
             route = self._one_model
         if request.method not in route.methods:
             return self._refused(replies.wrong_method(" or ".join(item.decode() for item in route.methods)))
-        access = self._context.access
+        context = self._context
+        access, headers = context.access, request.headers
         if access is not None and route.scope:
-            found = access.check(request.headers.get(b"authorization"), route.scope, None)
+            found = access.check(headers.get(b"authorization"), route.scope, None)
             if isinstance(found, Refusal):
                 return self._refused(replies.refused(*found))
             request.principal = found
+            if REQUEST_ID_HEADER in headers:
+                tenant = context.pseudonyms.of("tenant", found.tenant)
+                request.id = context.ids.choose(headers[REQUEST_ID_HEADER], tenant)
         return None
 
     def handle(self, connection: ServerConnection, request: Request) -> None:
