@@ -121,7 +121,7 @@ class Rollback:
         if target != current.production or drill:
             target, upstreams = await self._ready(route, target, upstreams)
         report.milliseconds["ready"] = _since(begun)
-        change = _unchanged if drill else _back(route, target, upstreams)
+        change = _unchanged if drill else back_to(route, target, upstreams)
 
         def latch(
             epoch: int,
@@ -165,8 +165,8 @@ def as_json(report: RollbackReport) -> dict[str, Any]:
     }
 
 
-def _back(route: str, target: Target, upstreams: tuple[Upstream, ...]) -> Change:
-    """The snapshot with the route's production replaced, and nothing beside it."""
+def back_to(route: str, target: Target, upstreams: tuple[Upstream, ...]) -> Change:
+    """The snapshot with the route's production replaced, and no candidate beside it."""
 
     def change(snapshot: Snapshot) -> Snapshot:
         routes = tuple(
