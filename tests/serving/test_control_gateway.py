@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import os
 import signal
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +21,9 @@ from tests.serving.control_gateway_world import (
     gateway,
     make_decision,
     make_release,
+    running,
     serve_config,
+    upstreams,
 )
 from tests.serving.gateway_world import run
 
@@ -254,5 +258,113 @@ def test_a_killed_control_leaves_the_workers_serving_and_the_next_one_takes_them
                 finally:
                     await second._stop()
             assert set(load.statuses) == {200}
+
+    run(test, 120)
+
+
+def test_after_a_restart_a_rollout_goes_on_where_it_was(tmp_path: Path) -> None:
+    async def test() -> None:
+        async with upstreams() as (old, new):
+            async with running(tmp_path, old, new) as place:
+                name, model = make_release(place.home, "v2")
+                rollout = await roll_out(place, name, model, auto_advance=False)
+                async with place.load():
+                    await place.until(lambda: advanced(place, rollout["id"]))
+                    await place.until(lambda: advanced(place, rollout["id"]))
+                    before = await place.until(lambda: at_least(place, rollout["id"], "1000", 5))
+            async with running(tmp_path, old, new) as place:
+                status = await place.call("GET", "/v1/status")
+                assert status["routes"][0]["canary"]["share"] == 1000
+                found = await place.call("GET", f"/v1/rollouts/{rollout['id']}")
+                assert found["label"] == before["label"] == "canary 10 %"
+                # What was seen before the restart still counts.
+                again = await place.until(lambda: at_least(place, rollout["id"], "", 5, seconds=10))
+                assert again["progress"].split()[0] >= before["progress"].split()[0]
+                async with place.load() as load:
+                    await place.until(lambda: advanced(place, rollout["id"]))
+                    await place.until(lambda: load.by_text["new says new"] > 20)
+                assert set(load.statuses) == {200}
+            agreed(place.control)
+
+    run(test, 120)
+
+
+async def at_least(place: Place, name: str, label: str, requests: int, **_: Any) -> dict[str, Any] | None:
+    found: dict[str, Any] = await place.call("GET", f"/v1/rollouts/{name}")
+    return found if int(found["progress"].split()[0] or 0) >= requests else None
+
+
+def test_a_candidate_that_cannot_be_loaded_after_a_restart_leaves_and_production_serves(
+    tmp_path: Path,
+) -> None:
+    async def test() -> None:
+        async with upstreams() as (old, new):
+            async with running(tmp_path, old, new) as place:
+                name, model = make_release(place.home, "v2")
+                rollout = await roll_out(place, name, model, auto_advance=False)
+                async with place.load():
+                    await place.until(lambda: advanced(place, rollout["id"]))
+                    await place.until(lambda: advanced(place, rollout["id"]))
+            weights = place.home.store.file(model, "model.safetensors")
+            weights.chmod(0o644)
+            weights.write_bytes(b"weighty")
+            async with running(tmp_path, old, new) as place:
+                async with place.load() as load:
+                    await place.until(lambda: load.statuses[200] > 50)
+                    done = await finished(place, rollout)
+                assert set(load.by_text) == {"old says old"}
+                assert done["phase"] == "ROLLED_BACK"
+                assert "model.safetensors" in done["label"]
+                status = await place.call("GET", "/v1/status")
+                assert status["routes"][0]["canary"] is None
+                assert "model.safetensors" in status["latched"]["m"]
+
+    run(test, 120)
+
+
+def test_a_gateway_that_is_rolled_forward_stays_so_after_a_restart(tmp_path: Path) -> None:
+    async def test() -> None:
+        async with upstreams() as (old, new):
+            async with running(tmp_path, old, new) as place:
+                name, model = make_release(place.home, "v2")
+                async with place.load():
+                    await finished(place, await roll_out(place, name, model))
+            async with running(tmp_path, old, new) as place:
+                async with place.load() as load:
+                    await place.until(lambda: load.statuses[200] > 20)
+                assert set(load.by_text) == {"new says new"}
+                back = await place.call("POST", "/v1/rollback", {"by": "ann"})
+                assert back["after"] == "old/old"
+
+    run(test, 120)
+
+
+def test_a_worker_that_the_last_control_could_not_note_is_taken_over_and_one_too_many_is_told_to_stop(
+    tmp_path: Path,
+) -> None:
+    async def test() -> None:
+        async with gateway(tmp_path) as place:
+            first = place.control
+            before = {name: link.pid for name, link in first.links.by_name.items()}
+            for task in first._tasks:
+                task.cancel()
+            assert first.pool._task is not None and first._admin is not None
+            first.pool._task.cancel()
+            await first.links.stop()
+            await asyncio.to_thread(first._admin.stop)
+            # A kill between the start of w1 and the note of it.
+            noted = first.folder / "workers" / "workers.json"
+            noted.write_text(json.dumps({"w0": json.loads(noted.read_bytes())["w0"]}))
+            second = Control(serve_config(place.old, place.new), place.home)
+            await second._start()
+            try:
+                assert {name: link.pid for name, link in second.links.by_name.items()} == before
+                command = [sys.executable, "-m", "posttrain.serving.gateway", "--worker", "w1"]
+                other = await asyncio.create_subprocess_exec(*command, "--control", str(second.links.path))
+                assert await other.wait() == 0
+                assert {name: link.pid for name, link in second.links.by_name.items()} == before
+                assert second.pool.restarts == {"w0": 0, "w1": 0}
+            finally:
+                await second._stop()
 
     run(test, 120)

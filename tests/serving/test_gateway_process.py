@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
 import os
 import signal
@@ -158,5 +159,48 @@ def test_a_worker_that_cannot_start_says_why(tmp_path: Path) -> None:
             await control.say("nonsense")
             await control.hear("failed")
         await up.stop()
+
+    run(test)
+
+
+def test_a_killed_worker_has_lost_no_answer_that_a_client_has_whole(tmp_path: Path) -> None:
+    async def test() -> None:
+        up = await Upstream("a").start()
+        folder = tmp_path / "log"
+        config = WorkerConfig(name="w1", port=0, traffic_folder=str(folder))
+        whole: set[str] = set()
+        sent: set[str] = set()
+        for number in range(4):
+            async with process(tmp_path) as (control, worker):
+                await control.hear("hello")
+                snapshot = make_snapshot({"a": up}, 1)
+                await control.say("start", config=config.to_json(), snapshot=snapshot.to_json())
+                port = (await control.hear("ready"))["port"]
+
+                async def ask(client: Client, name: str, whole: set[str] = whole) -> None:
+                    with contextlib.suppress(asyncio.IncompleteReadError, ConnectionError):
+                        for turn in range(100_000):
+                            request = f"{name}-{turn:06d}"
+                            sent.add(request)
+                            body = chat(stream=turn % 2 == 1, mock={"chunks": 3, "delay": 0.001 * (turn % 3)})
+                            reply = await client.ask(body, headers={"x-request-id": request})
+                            if reply.whole:
+                                whole.add(reply.id)
+
+                clients = [Client(*await asyncio.open_connection("127.0.0.1", port)) for _ in range(8)]
+                tasks = [asyncio.create_task(ask(c, f"run{number}-{n}")) for n, c in enumerate(clients)]
+                await asyncio.sleep(0.2 + 0.05 * number)
+                worker.kill()
+                await worker.wait()
+                await asyncio.gather(*tasks)
+                await control.leave()
+        await up.stop()
+        rows = read_rows(folder)
+        ends = [row["id"] for row in rows if row["kind"] == "end"]
+        begins = {row["id"] for row in rows if row["kind"] == "begin"}
+        assert len(whole) > 50 and whole <= set(ends)
+        assert len(ends) == len(set(ends)) and set(ends) <= begins <= sent
+        # What each of the clients had asked and not got is all that can be missing an end.
+        assert len(begins - set(ends)) <= 4 * 8
 
     run(test)

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import shutil
+import ssl
+import subprocess
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +16,7 @@ from hypothesis import strategies as st
 from posttrain.serving.gateway.breaker import Breaker, RetryBudget
 from posttrain.serving.gateway.config import BreakerConfig, RetryConfig
 from tests.serving.gateway_world import chat, run, target, world
+from tests.serving.upstreams import Upstream
 
 PATIENT = BreakerConfig(failures=1000, window=1000)
 
@@ -256,3 +260,38 @@ def test_repeats_never_pass_the_budget(wants: list[bool], ratio: float, burst: i
         budget.earn()
         spent += want and budget.spend()
         assert spent <= burst + ratio * requests + 1e-6
+
+
+@pytest.mark.skipif(shutil.which("openssl") is None, reason="no openssl here")
+def test_an_upstream_behind_tls(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    certificate, key = tmp_path / "cert.pem", tmp_path / "key.pem"
+    subprocess.run(
+        ["openssl", "req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:prime256v1", "-nodes", "-days", "2",
+         "-keyout", str(key), "-out", str(certificate), "-subj", "/CN=localhost",
+         "-addext", "subjectAltName=IP:127.0.0.1"],
+        check=True, capture_output=True,
+    )  # fmt: skip
+    tls = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    tls.load_cert_chain(certificate, key)
+
+    async def test(trusted: bool) -> None:
+        up = await Upstream("a").start(ssl=tls)
+        async with world(tmp_path / str(trusted)) as place:
+            snapshot = place.snapshot(2)
+            secure = snapshot.upstreams[0].model_copy(
+                update={"url": f"https://127.0.0.1:{up.port}/v1", "key_variable": "MODEL_KEY"}
+            )
+            place.worker.swap(snapshot.model_copy(update={"upstreams": (secure,)}))
+            reply = await place.ask(chat(stream=True))
+            if trusted:
+                assert reply.events[-1] == "[DONE]"
+                assert up.calls[0].headers["authorization"] == "Bearer sesame"
+                assert b"sesame" not in b"".join(path.read_bytes() for path in tmp_path.rglob("*.seg"))
+            else:
+                assert reply.status == 502 and not up.calls
+        await up.stop()
+
+    monkeypatch.setenv("MODEL_KEY", "sesame")
+    run(lambda: test(False))
+    monkeypatch.setenv("SSL_CERT_FILE", str(certificate))
+    run(lambda: test(True))

@@ -28,8 +28,8 @@ from posttrain.serving.control.swap import Change, Swapper
 from posttrain.serving.errors import RolloutError
 from posttrain.serving.records import Route, Snapshot, Target, Upstream
 
-Ready = Callable[[Target, tuple[Upstream, ...]], Awaitable[tuple[Target, tuple[Upstream, ...]]]]
-"""Verify, load and probe a target; gives it back with the upstreams that hold it now. Raises what forbids it."""
+Ready = Callable[[str, Target, tuple[Upstream, ...]], Awaitable[tuple[Target, tuple[Upstream, ...]]]]
+"""Verify, load and probe a target of a route; gives it back with the upstreams that hold it now, or raises."""
 Journal = Callable[[str, str, str, Mapping[str, Any]], None]
 """``(actor, action, subject, data)``: one line in the journal that is never changed."""
 
@@ -119,9 +119,9 @@ class Rollback:
             candidate=candidate,
         )
         if target != current.production or drill:
-            target, upstreams = await self._ready(target, upstreams)
+            target, upstreams = await self._ready(route, target, upstreams)
         report.milliseconds["ready"] = _since(begun)
-        change = _unchanged if drill else _back(route, target, upstreams)
+        change = _unchanged if drill else back_to(route, target, upstreams)
 
         def latch(
             epoch: int,
@@ -165,12 +165,12 @@ def as_json(report: RollbackReport) -> dict[str, Any]:
     }
 
 
-def _back(route: str, target: Target, upstreams: tuple[Upstream, ...]) -> Change:
-    """The snapshot with the route's production replaced, and nothing beside it."""
+def back_to(route: str, target: Target, upstreams: tuple[Upstream, ...]) -> Change:
+    """The snapshot with the route's production replaced, and no candidate beside it."""
 
     def change(snapshot: Snapshot) -> Snapshot:
         routes = tuple(
-            Route(model=each.model, production=target, unit=each.unit, experiment=each.experiment)
+            each.model_copy(update={"production": target, "canary": None, "shadow": None, "rollout": None})
             if each.model == route
             else each
             for each in snapshot.routes

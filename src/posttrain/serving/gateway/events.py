@@ -79,8 +79,10 @@ class Answer:
 
     def response(self) -> Any:
         """For the row: the message or text, or a list of them."""
-        said = [_joined(self.choices[index]) for index in sorted(self.choices)]
-        return said[0] if len(said) == 1 else said or None
+        choices = self.choices
+        if len(choices) == 1:
+            return _joined(*choices.values())
+        return [_joined(choices[index]) for index in sorted(choices)] or None
 
     def take_whole(self, answer: Any) -> bool:
         """Read an answer that was not streamed; whether a guard changed it. Raises BadAnswer."""

@@ -45,6 +45,8 @@ FAILURES: dict[Failure, ApiError] = {
     "garbage": replies.bad_upstream("it does not speak HTTP"),
 }
 _log = logging.getLogger(__name__)
+_NOTHING_YET = Answer("chat", 0)
+"""Of a request that no upstream was asked; never written to."""
 _ANSWERED = frozenset({"stop", "length", "tool_calls", "content_filter"})
 
 
@@ -92,6 +94,7 @@ class Exchange(Call):
         "_status",
         "_stream",
         "_streams",
+        "_tag",
         "_timer",
         "_tries",
         "_usage_asked",
@@ -111,7 +114,7 @@ class Exchange(Call):
         self._place = False
         """Whether it has a place."""
         self._sampling: str | None = None
-        self._answer = Answer(endpoint, 0)
+        self._answer = _NOTHING_YET
         self._asked: dict[str, Any] | None = None
         """What guardrails say of the request."""
         self._handle: UpstreamHandle | None = None
@@ -148,7 +151,7 @@ class Exchange(Call):
         context, request = self._context, self._request
         self._body = body
         self._asker = asker
-        self._seat, self._shadow = seating
+        self._seat, self._shadow, self._tag, _ = seating
         self._stream = body.get("stream") is True
         self._client.active = self
         blocked = context.guardrails is not None and self._ask_guardrails(context.guardrails)
@@ -205,6 +208,8 @@ class Exchange(Call):
         request, asker = self._request, self._asker
         shared = self._shared = asker.says(self._seat.unit, request.id.decode())
         slices = read_slices(request.headers.get(SLICES_HEADER))
+        if self._tag:
+            slices.append(self._tag)
         if slices:
             shared["slices"] = slices
         says = {
@@ -298,7 +303,6 @@ class Exchange(Call):
         if self._tries > 1:
             self._context.metrics.retries += 1
         self._answer = self._context.answer(self._endpoint, self._body, stream=self._stream)
-        self._reader = EventReader(self._answer, usage_asked=self._usage_asked)
         self._streams = False
         self._parts = []
         self._size = 0
@@ -341,6 +345,7 @@ class Exchange(Call):
         self._reply_type = headers.get(b"content-type", replies.JSON)
         if status == 200 and self._stream and self._reply_type.startswith(b"text/event-stream"):
             self._streams = True
+            self._reader = EventReader(self._answer, usage_asked=self._usage_asked)
         elif b"retry-after" in headers:
             self._reply_headers = b"retry-after: %b\r\n" % headers[b"retry-after"]
 
@@ -495,17 +500,17 @@ class Exchange(Call):
             "tries": self._tries,
             "status": self._status,
             "finish": self._finish,
-            "queue_ms": _ms(self._started - accepted),
-            "latency_ms": _ms(now - accepted),
+            "queue_ms": round((self._started - accepted) * 1000, 3),
+            "latency_ms": round((now - accepted) * 1000, 3),
             "content": self._content,
         }
         if self._handle is not None:
             says["upstream"] = self._handle.name
             says["sampling"] = self._sampling
         if self._first:
-            says["first_ms"] = _ms(self._first - accepted)
+            says["first_ms"] = round((self._first - accepted) * 1000, 3)
         if self._ended and self._tries == 1:
-            says["gateway_ms"] = _ms(self._sent - self._started + now - self._ended)
+            says["gateway_ms"] = round((self._sent - self._started + now - self._ended) * 1000, 3)
         if self._error is not None:
             says["error"] = self._error.message
         elif self._finish == "error":
@@ -514,9 +519,7 @@ class Exchange(Call):
             says["prompt_tokens"] = usage.prompt
             says["completion_tokens"] = usage.completion
             says["cached_tokens"] = usage.cached
-            self._seat.cell.prompt_tokens += usage.prompt
-            self._seat.cell.completion_tokens += usage.completion or 0
-            says["cost_usd"] = self._seat.cost_usd(usage.prompt, usage.completion or 0)
+            says["cost_usd"] = self._spend()
         audit = [] if self._asked is None else [self._asked]
         if answer.guard is not None:
             audit += answer.guard.audit
@@ -526,6 +529,10 @@ class Exchange(Call):
             says["request"] = as_it_came(self._request.body)
             says["response"] = answer.response()
         return b'{"v":1,"kind":"end",%b,%b' % (self._core, orjson.dumps(says)[1:])
+
+    def _spend(self) -> float:
+        """Count what the answer took; its price."""
+        return self._seat.spend(self._answer.usage)
 
     def _deliver(self, kept: bool) -> None:
         """The row is as safe as it will be: end the answer."""
@@ -581,7 +588,3 @@ def _parsed(parts: list[bytes]) -> Any:
         return orjson.loads(parts[0] if len(parts) == 1 else b"".join(parts))
     except ValueError as error:
         raise BadAnswer("its answer is not JSON") from error
-
-
-def _ms(seconds: float) -> float:
-    return round(seconds * 1000, 3)

@@ -13,6 +13,7 @@ from functools import lru_cache
 from typing import Any, NamedTuple
 
 from posttrain.serving.records import Unit
+from posttrain.serving.router.config import ROUTED_TAGS
 from posttrain.serving.traffic.clock import MonotonicWallClock
 from posttrain.serving.traffic.pseudonym import MAX_NAME, pseudonym
 
@@ -83,7 +84,13 @@ class Asker(NamedTuple):
 
     def says(self, kind: Unit, request_id: str) -> dict[str, Any]:
         """What rows say of him; ``unit`` where none of the names in the row is it."""
-        says = {name: value for name, value in self._asdict().items() if value is not None}
+        says: dict[str, Any] = {}
+        if self.user is not None:
+            says["user"] = self.user
+        if self.conversation is not None:
+            says["conversation"] = self.conversation
+        if self.tenant is not None:
+            says["tenant"] = self.tenant
         unit = self.unit(kind, request_id)
         if unit != (request_id if kind == "request" else says.get(kind)):
             says["unit"] = unit
@@ -104,11 +111,12 @@ def read_asker(
 
 
 def read_slices(header: bytes | None) -> list[str]:
-    """The tags of a request; what is no sane token is left out."""
+    """The tags of a request; what is no sane token, or is ours to give, is left out."""
     if not header:
         return []
     found = (part.strip() for part in header.decode("latin-1").split(","))
-    return [part for part in found if _SANE_SLICE.fullmatch(part)][:_MAX_SLICES]
+    sane = (part for part in found if _SANE_SLICE.fullmatch(part) and not part.startswith(ROUTED_TAGS))
+    return list(sane)[:_MAX_SLICES]
 
 
 def _text(value: bytes) -> str:

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import gc
 import logging
 import os
 import signal
@@ -101,6 +102,10 @@ class ControlLink:
                 config = WorkerConfig.from_json(message["config"])
                 await self._worker.start(config, Snapshot.from_json(message["snapshot"]))
                 self._started = True
+                # What is loaded by now stays: the collector need not walk through it again and again.
+                gc.collect()
+                gc.freeze()
+                gc.set_threshold(20_000, 50, 100)
             self._say("ready", port=self._worker.port)
             self._say("epoch", epoch=self._worker.epoch)
         elif op == "snapshot":

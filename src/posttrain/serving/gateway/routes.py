@@ -17,6 +17,7 @@ import orjson
 from posttrain.serving.access.records import Principal, Refusal
 from posttrain.serving.gateway import replies
 from posttrain.serving.gateway.context import Context
+from posttrain.serving.gateway.ensemble import Ensemble
 from posttrain.serving.gateway.events import Endpoint
 from posttrain.serving.gateway.exchange import Exchange
 from posttrain.serving.gateway.feedback import BadFeedback, feedback_row
@@ -119,7 +120,10 @@ class Routes:
         tenant = None if principal is None else principal.tenant
         asker = read_asker(headers, body, tenant, context.pseudonyms)
         seating = route.seat(asker.unit(route.unit, request.id.decode()))
-        Exchange(context, connection, request, endpoint).start(body, asker, seating)
+        if route.is_routed:
+            seating = route.choose(seating, endpoint, body, headers)
+        kind = Exchange if seating.team is None else Ensemble
+        kind(context, connection, request, endpoint).start(body, asker, seating)
 
     def _allows(self, principal: Principal | None, model: str) -> bool:
         access = self._context.access
@@ -177,6 +181,8 @@ class Routes:
             "log": "ok" if log.failing is None else log.failing,
             "lost_rows": context.metrics.lost_rows,
         }
+        if failing := _failing(context):
+            says["routers"] = failing
         refuses = log.failing is not None and log.refuses
         if refuses:
             says["status"] = "refusing"
@@ -201,6 +207,11 @@ class Routes:
             Gauge("log_backlog_bytes", "Rows not yet on the disk.", {"": context.log.backlog_bytes}),
             Gauge(
                 "log_failing", "1 while rows cannot be written.", {"": float(context.log.failing is not None)}
+            ),
+            Gauge(
+                "router_failing",
+                "1 where a route's learned router is not used.",
+                {labels(route=model): 1.0 for model in _failing(context)},
             ),
             Gauge("breaker_state", "0 closed, 1 half open, 2 open.", breakers),
             Gauge("upstream_connections", "Connections to upstreams.", connections),
@@ -229,6 +240,15 @@ def _check(body: Any, endpoint: Endpoint) -> ApiError | None:
     elif "prompt" not in body:
         return replies.invalid("You must provide a prompt parameter.", param="prompt")
     return None
+
+
+def _failing(context: Context) -> dict[str, str]:
+    """Routes whose router does not do all that it should, and why."""
+    return {
+        model: chooser.failing
+        for model, chooser in context.plan.choosers.items()
+        if chooser.failing is not None
+    }
 
 
 def _bad_json(request: Request) -> ApiError:

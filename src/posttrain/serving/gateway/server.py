@@ -310,13 +310,14 @@ class ServerConnection(asyncio.Protocol):
         elif b"host" not in headers:
             self._fault(replies.bad_request_line("no host header"))
             return
-        if self._names > limits.max_headers or self._head_size() > limits.max_header_bytes:
+        too_long = self._head_bytes > limits.max_header_bytes and self._head_size() > limits.max_header_bytes
+        if too_long or self._names > limits.max_headers:
             self._fault(replies.headers_too_large())
             return
-        if headers.get(b"transfer-encoding", b"chunked").lower() != b"chunked":
+        if b"transfer-encoding" in headers and headers[b"transfer-encoding"].lower() != b"chunked":
             self._fault(replies.bad_request_line("only the transfer coding chunked is read"))
             return
-        if int(headers.get(b"content-length", b"0")) > limits.max_body_bytes:
+        if b"content-length" in headers and int(headers[b"content-length"]) > limits.max_body_bytes:
             self._fault(replies.too_large(limits.max_body_bytes))
             return
         self.deadline = self._now + limits.body_seconds
@@ -377,10 +378,8 @@ class ServerConnection(asyncio.Protocol):
         """Answer the current request whole."""
         ending = b"connection: close\r\n" if not self._stays(request) else b""
         start = replies.head(status, content_type, request.id, extra)
-        self.transport.write(
-            b"%b%bcontent-length: %d\r\n\r\n%b"
-            % (start, ending, len(body), b"" if request.method == b"HEAD" else body)
-        )
+        shown = b"" if request.method == b"HEAD" else body
+        self.transport.write(b"%b%bcontent-length: %d\r\n\r\n%b" % (start, ending, len(body), shown))
         self._answered(request)
 
     def refuse(self, request: Request, error: ApiError) -> None:
@@ -451,9 +450,7 @@ class ServerConnection(asyncio.Protocol):
         return request.keep_alive and not self.door.draining
 
     def _head_size(self) -> int:
-        # Exact only here: what was counted while reading also holds bytes of the body behind it.
-        if self._head_bytes <= self.door.limits.max_header_bytes:
-            return 0
+        # What was counted while reading also holds bytes of the body behind it.
         return len(self._url) + sum(
             len(name) + len(value) + 4 for name, value in self._reading.headers.items()
         )

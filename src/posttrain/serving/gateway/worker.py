@@ -16,6 +16,7 @@ from typing import Any
 
 from posttrain.serving.access import Access, SharedBudgets, TlsFiles
 from posttrain.serving.errors import ServingError
+from posttrain.serving.gateway.choosing import Chooser
 from posttrain.serving.gateway.config import WorkerConfig
 from posttrain.serving.gateway.context import Context
 from posttrain.serving.gateway.metrics import Metrics, rss_bytes
@@ -26,6 +27,7 @@ from posttrain.serving.gateway.server import ServerDoor
 from posttrain.serving.gateway.shadow import ShadowQueue
 from posttrain.serving.gateway.upstream import UpstreamHandle
 from posttrain.serving.records import Snapshot
+from posttrain.serving.router.config import RouterConfig
 from posttrain.serving.traffic.pseudonym import load_or_make_secret
 from posttrain.serving.traffic.segments import SegmentWriter
 
@@ -48,10 +50,11 @@ class Worker:
         self._server: asyncio.Server | None = None
         self._sweeper: asyncio.TimerHandle | None = None
         self._handles: dict[str, dict[str, UpstreamHandle]] = {"user": {}, "shadow": {}}
+        self._choosers: dict[str, Chooser] = {}
         self._tls: TlsFiles | None = None
         self._retired: list[UpstreamHandle] = []
-        self._told = 0
-        """The last epoch that ``on_drained`` was called with."""
+        self.drained_epoch = 0
+        """Nothing of an epoch below this is in flight."""
 
     @property
     def epoch(self) -> int:
@@ -85,13 +88,17 @@ class Worker:
             self._door = ServerDoor(self._routes, config.limits)
             listener = _listen(config)
             self._server = await loop.create_server(
-                self._door.connect, sock=listener, ssl=None if tls is None else tls.context, backlog=_BACKLOG
+                self._door.connect,
+                sock=listener,
+                backlog=_BACKLOG,
+                ssl=None if tls is None else tls.context,
+                ssl_handshake_timeout=None if tls is None else config.limits.header_seconds,
             )
         except BaseException:
             writer.close()
             raise
         self.port = listener.getsockname()[1]
-        self._told = snapshot.epoch
+        self.drained_epoch = snapshot.epoch
         self._sweeper = loop.call_later(_SWEEP_SECONDS, self._sweep)
         return self.port
 
@@ -121,6 +128,7 @@ class Worker:
         metrics = context.metrics
         return {
             "epoch": context.plan.epoch,
+            "drained_epoch": self.drained_epoch,
             "in_flight": context.admission.in_flight,
             "queue_depth": context.admission.waiting,
             "targets": [cell.to_json() for cell in metrics.cells.values()],
@@ -134,6 +142,9 @@ class Worker:
                 "waiting": context.shadow.waiting,
                 "active": context.shadow.active,
             },
+            "routers_failing": sorted(
+                model for model, chooser in self._choosers.items() if chooser.failing is not None
+            ),
             "lost_rows": metrics.lost_rows,
             "log_failing": context.log.failing,
             "log_backlog_bytes": context.log.backlog_bytes,
@@ -186,20 +197,37 @@ class Worker:
                     handle.pool.retire()
                     self._retired.append(handle)
             self._handles[lane] = new
+        self._choosers = {
+            route.model: self._chooser(route.model, route.router, [choice.name for choice in route.choices])
+            for route in snapshot.routes
+            if route.router is not None
+        }
         return Plan(
             snapshot,
+            choosers=self._choosers,
             worker=self._config.name,
             handles=self._handles["user"],
             shadow_handles=self._handles["shadow"],
             metrics=self._context.metrics,
         )
 
+    def _chooser(self, route: str, config: RouterConfig, choices: list[str]) -> Chooser:
+        """The route's router, as it was made for an earlier snapshot where it is the same and works."""
+        known = self._choosers.get(route)
+        if known is not None and (known.config, known.choices, known.failing) == (
+            config,
+            frozenset(choices),
+            None,
+        ):
+            return known
+        return Chooser(config, choices)
+
     def _look_for_drained(self) -> None:
         epoch = self._context.plan.epoch
-        if self._told < epoch and not any(
+        if self.drained_epoch < epoch and not any(
             count for old, count in self._context.epochs.items() if old < epoch
         ):
-            self._told = epoch
+            self.drained_epoch = epoch
             self.on_drained(epoch)
 
     def _sweep(self) -> None:

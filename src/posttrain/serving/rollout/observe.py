@@ -29,6 +29,7 @@ from posttrain.serving.assignment import bucket
 from posttrain.serving.records import BUCKETS
 from posttrain.serving.rollout.fold import Entered
 from posttrain.serving.rollout.records import ComparisonTrigger, RateTrigger, RolloutSpec
+from posttrain.serving.router.config import ROUTED_TAGS
 
 Arm: TypeAlias = Literal["candidate", "control"]
 Row: TypeAlias = Mapping[str, Any]
@@ -256,7 +257,8 @@ class Observer:
         if kind == "shadow":
             return "candidate" if at == "shadow" else None
         if at == "production":
-            return "candidate" if row["lane"] == "production" else None
+            mine = row["lane"] == "production" and not self._is_anothers(row)
+            return "candidate" if mine else None
         if row["lane"] == "canary":
             return "candidate" if at == "canary" else None
         return "control" if row["lane"] == "production" and row.get("arm") in ("", "control", None) else None
@@ -274,7 +276,13 @@ class Observer:
         # A candidate that answers where another should, or the other way about. Without a release nothing is known.
         if release is None or row.get("arm") not in ("", "control", "candidate", None):
             return False
+        if lane == "production" and _is_routed(row):
+            return False
         return bool((release == spec.release) != candidate and not self._same_release())
+
+    def _is_anothers(self, row: Row) -> bool:
+        """An answer of the production stage that the route's router gave to a target that is not the candidate."""
+        return row.get("release") != self._spec.release and _is_routed(row)
 
     def _same_release(self) -> bool:
         """An A/A rollout, whose candidate is what serves: releases tell nothing apart."""
@@ -439,3 +447,8 @@ def _limits(spec: RolloutSpec) -> tuple[tuple[str, float], ...]:
             }
         )
     )
+
+
+def _is_routed(row: Row) -> bool:
+    """Whether a router or an aggregation decided who answers: then the release says nothing about the bucket."""
+    return any(tag.startswith(ROUTED_TAGS) for tag in row.get("slices") or ())
