@@ -264,3 +264,35 @@ def test_what_names_or_holds_an_adapter_may_not_lead_anywhere_else(
             assert len(engine.models) == 2 + len(healed)
 
     run(test, 120)
+
+
+def test_an_adapter_that_is_a_folder_in_the_release_itself_is_served_and_pickles_are_not(
+    drivers_world: World, tmp_path: Path
+) -> None:
+    home = make_home(tmp_path, drivers_world, ())
+    base = keep(home, "model", drivers_world.model.folder).digest
+    folder = tmp_path / "own" / "lora"
+    shutil.copytree(drivers_world.adapters["red"].folder, folder)
+
+    def spec(name: str) -> dict[str, Any]:
+        return {
+            "name": name,
+            "model": base,
+            "adapters": [{"name": "tone", "piece": {"file": str(folder)}}],
+        }
+
+    create_release(home, spec("own"))
+    (folder / "adapter_model.bin").write_bytes(pickle.dumps({"weight": [1.0]}))
+    with pytest.raises(PosttrainError, match="pickle"):
+        create_release(home, spec("pickled"))
+
+    async def test() -> None:
+        async with watched(home, drivers_world) as (control, engine):
+            assert await propose(control, "own") == ""
+            (served,) = [name for name in engine.models if name != "base"]
+            said = await asyncio.to_thread(ask, engine.url, served, QUESTIONS[0])
+            assert said == drivers_world.texts["red"][QUESTIONS[0]]
+            assert "pickled" in await propose(control, "pickled")
+            assert len(engine.models) == 2
+
+    run(test, 120)
