@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import os
+import re
 import signal
 import sys
 from pathlib import Path
@@ -25,7 +26,7 @@ from tests.serving.control_gateway_world import (
     serve_config,
     upstreams,
 )
-from tests.serving.gateway_world import run
+from tests.serving.gateway_world import Client, run
 
 pytestmark = pytest.mark.xdist_group("control")
 
@@ -368,3 +369,22 @@ def test_a_worker_that_the_last_control_could_not_note_is_taken_over_and_one_too
                 await second._stop()
 
     run(test, 120)
+
+
+def test_metrics_are_of_all_workers_whichever_is_asked(tmp_path: Path) -> None:
+    async def test() -> None:
+        async with gateway(tmp_path) as place:
+            async with place.load() as load:
+                await place.until(lambda: load.statuses[200] > 100)
+            asked = sum(load.statuses.values())
+
+            async def counted() -> bool:
+                client = Client(*await asyncio.open_connection("127.0.0.1", place.control.port))
+                page = (await client.ask(None, "/metrics", method="GET")).body.decode()
+                client.close()
+                found = re.findall(r'requests_total\{worker="(w\d)",.*status="200"\} (\d+)', page)
+                return {name for name, _ in found} == {"w0", "w1"} and sum(int(n) for _, n in found) == asked
+
+            await place.until(counted)
+
+    run(test, 60)

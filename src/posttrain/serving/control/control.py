@@ -260,6 +260,7 @@ class Control:
             tls_key=None if tls is None else str(tls.key),
             access=str(self.keys) if self.keys_in_force else None,
             budgets=str(self.folder / "budgets") if self.keys_in_force else None,
+            metrics_folder=str(self.folder / "metrics") if config.workers > 1 else None,
             guardrails=config.guardrails if config.guardrails.rules else None,
             index=self.pool.names.index(name),
             workers=config.workers,
