@@ -121,8 +121,10 @@ class Place:
         return [row for row in rows if row["kind"] in kinds]
 
 
-def serve_config(old: MockUpstream, new: MockUpstream, **changes: Any) -> ServeConfig:
-    """Production is ``old``; releases are run by somebody else at ``new``."""
+def serve_config(
+    old: MockUpstream, new: MockUpstream, *, production: dict[str, Any] | None = None, **changes: Any
+) -> ServeConfig:
+    """Production is ``old``, unless said otherwise; releases are run by somebody else at ``new``."""
     data: dict[str, Any] = {
         "listen": "127.0.0.1:0",
         "workers": 2,
@@ -131,7 +133,7 @@ def serve_config(old: MockUpstream, new: MockUpstream, **changes: Any) -> ServeC
         "routes": [
             {
                 "model": "m",
-                "production": {"upstream": "old", "model": "old"},
+                "production": production or {"upstream": "old", "model": "old"},
                 "engine": {"engine": "openai", "url": new.url},
             }
         ],
@@ -143,14 +145,27 @@ def serve_config(old: MockUpstream, new: MockUpstream, **changes: Any) -> ServeC
 @asynccontextmanager
 async def gateway(folder: Path, **changes: Any) -> AsyncIterator[Place]:
     """A running gateway."""
+    async with upstreams() as (old, new), running(folder, old, new, **changes) as place:
+        yield place
+
+
+@asynccontextmanager
+async def upstreams() -> AsyncIterator[tuple[MockUpstream, MockUpstream]]:
+    """Both mock upstreams."""
     old, new = await MockUpstream("old").start(), await MockUpstream("new").start()
-    home = open_home(Settings(home=folder / "home"))
     try:
-        async with Control(serve_config(old, new, **changes), home).running() as control:
-            yield Place(home, control, old, new, AdminClient(control.folder))
+        yield old, new
     finally:
         await old.stop()
         await new.stop()
+
+
+@asynccontextmanager
+async def running(folder: Path, old: MockUpstream, new: MockUpstream, **changes: Any) -> AsyncIterator[Place]:
+    """A gateway in front of them; in the same folder again, it goes on where it was."""
+    home = open_home(Settings(home=folder / "home"))
+    async with Control(serve_config(old, new, **changes), home).running() as control:
+        yield Place(home, control, old, new, AdminClient(control.folder))
 
 
 def make_release(home: Home, name: str, weights: bytes = b"weights", **more: Any) -> tuple[str, Artifact]:

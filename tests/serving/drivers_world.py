@@ -88,10 +88,12 @@ def ask(url: str, model: str, question: str, **more: Any) -> str:
     return text
 
 
-def ask_all(url: str, names: dict[str, str], *, rounds: int = 1) -> dict[str, dict[str, str]]:
+def ask_all(
+    url: str, names: dict[str, str], *, rounds: int = 1, at_once: int = 0
+) -> dict[str, dict[str, str]]:
     """Every question to every model at once; ``names`` is ours to the server's. Answers as in ``World.texts``."""
     jobs = [(ours, question) for _ in range(rounds) for question in QUESTIONS for ours in names]
-    with ThreadPoolExecutor(len(names) * 2) as pool:
+    with ThreadPoolExecutor(at_once or len(names) * 2) as pool:
         texts = list(pool.map(lambda job: ask(url, names[job[0]], job[1]), jobs))
     found: dict[str, dict[str, str]] = {}
     for (ours, question), text in zip(jobs, texts, strict=True):

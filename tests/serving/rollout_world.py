@@ -8,7 +8,7 @@ import numpy as np
 
 from posttrain.core.canonical import digest_bytes
 from posttrain.promotion.grammar import parse_contract
-from posttrain.serving.assignment import assign
+from posttrain.serving.assignment import assign, bucket
 from posttrain.serving.records import BUCKETS, Canary, Route, Shadow, Snapshot, Target, Upstream
 from posttrain.serving.rollout.events import (
     Advanced,
@@ -209,3 +209,13 @@ def make_verdict(request: str, shadow: str, outcome: str, **fields: Any) -> dict
         "flipped": False,
         **fields,
     }
+
+
+def one_unit_a_bucket(salt: str) -> list[str]:
+    """Units that fill all ten thousand buckets, one each: shares over them are exact."""
+    found: dict[int, str] = {}
+    number = 0
+    while len(found) < BUCKETS:
+        found.setdefault(bucket(salt, str(number)), str(number))
+        number += 1
+    return list(found.values())

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import os
+import re
 import signal
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -19,9 +22,11 @@ from tests.serving.control_gateway_world import (
     gateway,
     make_decision,
     make_release,
+    running,
     serve_config,
+    upstreams,
 )
-from tests.serving.gateway_world import run
+from tests.serving.gateway_world import Client, run
 
 pytestmark = pytest.mark.xdist_group("control")
 
@@ -111,9 +116,8 @@ def test_a_bad_candidate_is_rolled_back_by_itself_and_stays_out_until_somebody_l
                 failed = load.statuses[500] + load.statuses[502] + load.statuses[503]
                 assert failed, "the candidate's failures reach its own users only"
                 before = dict(load.statuses)
-                await asyncio.sleep(0.3)
-                after = {status: load.statuses[status] - before.get(status, 0) for status in load.statuses}
-                assert {status for status, count in after.items() if count} == {200}
+                await place.until(lambda: load.statuses[200] > before[200] + 100)
+                assert {s for s, count in load.statuses.items() if count != before.get(s, 0)} == {200}
             assert "error rate" in done["label"]
             assert "registered under contract sha256:" in done["label"]
             journal = [entry for entry in place.home.registry.journal() if entry.action == "rollback"]
@@ -189,8 +193,8 @@ def test_rolling_back_by_hand_and_drills(tmp_path: Path) -> None:
                 assert status["latched"] == {}
                 back = await place.call("POST", "/v1/rollback", {"by": "ann", "reason": "a hunch"})
                 assert (back["before"], back["after"]) == ("v2", "old/old")
-                new = load.by_text["new says new"]
-                await asyncio.sleep(0.3)
+                new, old = load.by_text["new says new"], load.by_text["old says old"]
+                await place.until(lambda: load.by_text["old says old"] > old + 100)
                 assert load.by_text["new says new"] == new
                 forward = await place.call("POST", "/v1/rollback", {"to": "v2", "by": "ann"})
                 assert forward["after"] == "v2"
@@ -257,3 +261,130 @@ def test_a_killed_control_leaves_the_workers_serving_and_the_next_one_takes_them
             assert set(load.statuses) == {200}
 
     run(test, 120)
+
+
+def test_after_a_restart_a_rollout_goes_on_where_it_was(tmp_path: Path) -> None:
+    async def test() -> None:
+        async with upstreams() as (old, new):
+            async with running(tmp_path, old, new) as place:
+                name, model = make_release(place.home, "v2")
+                rollout = await roll_out(place, name, model, auto_advance=False)
+                async with place.load():
+                    await place.until(lambda: advanced(place, rollout["id"]))
+                    await place.until(lambda: advanced(place, rollout["id"]))
+                    before = await place.until(lambda: at_least(place, rollout["id"], "1000", 5))
+            async with running(tmp_path, old, new) as place:
+                status = await place.call("GET", "/v1/status")
+                assert status["routes"][0]["canary"]["share"] == 1000
+                found = await place.call("GET", f"/v1/rollouts/{rollout['id']}")
+                assert found["label"] == before["label"] == "canary 10 %"
+                # What was seen before the restart still counts.
+                again = await place.until(lambda: at_least(place, rollout["id"], "", 5, seconds=10))
+                assert again["progress"].split()[0] >= before["progress"].split()[0]
+                async with place.load() as load:
+                    await place.until(lambda: advanced(place, rollout["id"]))
+                    await place.until(lambda: load.by_text["new says new"] > 20)
+                assert set(load.statuses) == {200}
+            agreed(place.control)
+
+    run(test, 120)
+
+
+async def at_least(place: Place, name: str, label: str, requests: int, **_: Any) -> dict[str, Any] | None:
+    found: dict[str, Any] = await place.call("GET", f"/v1/rollouts/{name}")
+    return found if int(found["progress"].split()[0] or 0) >= requests else None
+
+
+def test_a_candidate_that_cannot_be_loaded_after_a_restart_leaves_and_production_serves(
+    tmp_path: Path,
+) -> None:
+    async def test() -> None:
+        async with upstreams() as (old, new):
+            async with running(tmp_path, old, new) as place:
+                name, model = make_release(place.home, "v2")
+                rollout = await roll_out(place, name, model, auto_advance=False)
+                async with place.load():
+                    await place.until(lambda: advanced(place, rollout["id"]))
+                    await place.until(lambda: advanced(place, rollout["id"]))
+            weights = place.home.store.file(model, "model.safetensors")
+            weights.chmod(0o644)
+            weights.write_bytes(b"weighty")
+            async with running(tmp_path, old, new) as place:
+                async with place.load() as load:
+                    await place.until(lambda: load.statuses[200] > 50)
+                    done = await finished(place, rollout)
+                assert set(load.by_text) == {"old says old"}
+                assert done["phase"] == "ROLLED_BACK"
+                assert "model.safetensors" in done["label"]
+                status = await place.call("GET", "/v1/status")
+                assert status["routes"][0]["canary"] is None
+                assert "model.safetensors" in status["latched"]["m"]
+
+    run(test, 120)
+
+
+def test_a_gateway_that_is_rolled_forward_stays_so_after_a_restart(tmp_path: Path) -> None:
+    async def test() -> None:
+        async with upstreams() as (old, new):
+            async with running(tmp_path, old, new) as place:
+                name, model = make_release(place.home, "v2")
+                async with place.load():
+                    await finished(place, await roll_out(place, name, model))
+            async with running(tmp_path, old, new) as place:
+                async with place.load() as load:
+                    await place.until(lambda: load.statuses[200] > 20)
+                assert set(load.by_text) == {"new says new"}
+                back = await place.call("POST", "/v1/rollback", {"by": "ann"})
+                assert back["after"] == "old/old"
+
+    run(test, 120)
+
+
+def test_a_worker_that_the_last_control_could_not_note_is_taken_over_and_one_too_many_is_told_to_stop(
+    tmp_path: Path,
+) -> None:
+    async def test() -> None:
+        async with gateway(tmp_path) as place:
+            first = place.control
+            before = {name: link.pid for name, link in first.links.by_name.items()}
+            for task in first._tasks:
+                task.cancel()
+            assert first.pool._task is not None and first._admin is not None
+            first.pool._task.cancel()
+            await first.links.stop()
+            await asyncio.to_thread(first._admin.stop)
+            # A kill between the start of w1 and the note of it.
+            noted = first.folder / "workers" / "workers.json"
+            noted.write_text(json.dumps({"w0": json.loads(noted.read_bytes())["w0"]}))
+            second = Control(serve_config(place.old, place.new), place.home)
+            await second._start()
+            try:
+                assert {name: link.pid for name, link in second.links.by_name.items()} == before
+                command = [sys.executable, "-m", "posttrain.serving.gateway", "--worker", "w1"]
+                other = await asyncio.create_subprocess_exec(*command, "--control", str(second.links.path))
+                assert await other.wait() == 0
+                assert {name: link.pid for name, link in second.links.by_name.items()} == before
+                assert second.pool.restarts == {"w0": 0, "w1": 0}
+            finally:
+                await second._stop()
+
+    run(test, 120)
+
+
+def test_metrics_are_of_all_workers_whichever_is_asked(tmp_path: Path) -> None:
+    async def test() -> None:
+        async with gateway(tmp_path) as place:
+            async with place.load() as load:
+                await place.until(lambda: load.statuses[200] > 100)
+            asked = sum(load.statuses.values())
+
+            async def counted() -> bool:
+                client = Client(*await asyncio.open_connection("127.0.0.1", place.control.port))
+                page = (await client.ask(None, "/metrics", method="GET")).body.decode()
+                client.close()
+                found = re.findall(r'requests_total\{worker="(w\d)",.*status="200"\} (\d+)', page)
+                return {name for name, _ in found} == {"w0", "w1"} and sum(int(n) for _, n in found) == asked
+
+            await place.until(counted)
+
+    run(test, 60)

@@ -123,7 +123,7 @@ def test_vllm_is_launched_by_its_module_with_adapters_and_promises(
         "--max-num-seqs": "8",
         "--dtype": "auto",
         "--enable-lora": "",
-        "--max-loras": "3",
+        "--max-loras": "4",
         "--max-lora-rank": "32",
         "--tensor-parallel-size": "2",
     }
@@ -178,6 +178,7 @@ def test_a_key_that_is_not_set_is_named(tmp_path: Path) -> None:
         OpenAIDriver(OpenAIConfig(url="http://127.0.0.1:1/v1", key_variable="POSTTRAIN_NO_SUCH_KEY"))
 
 
+@pytest.mark.xdist_group("drivers")
 def test_a_server_of_others_is_an_engine(drivers_transformers: ServerDriver, tmp_path: Path) -> None:
     driver = OpenAIDriver(OpenAIConfig(url=drivers_transformers.start()))
     assert driver.base == ""

@@ -212,7 +212,7 @@ def test_no_text_takes_more_than_linear_time(unit: str) -> None:
         text = (unit * size)[:size]
         _HOSTILE.request("b" + text)
         best = 9e9
-        for _ in range(3):
+        for _ in range(2):
             start = process_time()
             _HOSTILE.request("b" + text)
             best = min(best, process_time() - start)

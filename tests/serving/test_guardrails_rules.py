@@ -161,6 +161,7 @@ _JSON_VALUES = st.recursive(
 )
 
 
+_BOTH = compile_guardrails(read_guardrails({"rules": [_PERSONAL, {"kind": "prompt_injection"}]}))
 _MESSAGES = st.fixed_dictionaries(
     {}, optional={"role": _JSON_VALUES | st.just("user"), "content": _JSON_VALUES, "tool_calls": _JSON_VALUES}
 )
@@ -169,7 +170,7 @@ _MESSAGES = st.fixed_dictionaries(
 @settings(max_examples=80, deadline=None)
 @given(st.lists(_MESSAGES | _JSON_VALUES, max_size=4))
 def test_any_shape_of_a_request_is_survived(messages: list[Any]) -> None:
-    asked = _ask(messages, _PERSONAL, {"kind": "prompt_injection"})
+    asked = _BOTH.request(messages)
     assert asked.prompt == messages or asked.action == "redact"
 
 

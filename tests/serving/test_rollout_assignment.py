@@ -13,6 +13,7 @@ from scipy import stats
 
 from posttrain.serving.assignment import assign, bucket
 from posttrain.serving.records import BUCKETS, Arm, Canary, Experiment, Route, Shadow, Target
+from tests.serving.rollout_world import one_unit_a_bucket
 
 UNITS = [f"user-{index}" for index in range(20_000)]
 texts = st.text(min_size=1, max_size=30)
@@ -79,16 +80,6 @@ def test_salts_deal_independently():
 def test_a_share_is_that_share_of_users(share):
     got = sum(assign(canary(share), unit).lane == "canary" for unit in UNITS)
     assert stats.binomtest(got, len(UNITS), share / BUCKETS).pvalue > 1e-4
-
-
-def one_unit_a_bucket(salt: str) -> list[str]:
-    """Units that fill all ten thousand buckets, one each: shares over them are exact."""
-    found: dict[int, str] = {}
-    number = 0
-    while len(found) < BUCKETS:
-        found.setdefault(bucket(salt, str(number)), str(number))
-        number += 1
-    return list(found.values())
 
 
 EVERY = one_unit_a_bucket("experiment:x")

@@ -208,6 +208,13 @@ def test_an_advance_that_lost_the_race_against_a_trip_changes_nothing():
     assert done.confirmed and done.acked_epoch == 5 and done.latched and done.ignored == ()
 
 
+def test_an_epoch_names_one_stage():
+    """Rows find their stage by epoch, so a stage cannot begin in an epoch that another has."""
+    for epoch in (1, 4):
+        state = fold(SPEC, entries_of([*history(SPEC, SMALL), Advanced(to=LARGE, epoch=epoch)]))
+        assert state.stage == SMALL and state.ignored == ("#6 advanced at canary 5 %",)
+
+
 def test_a_person_rolls_back_and_the_workers_confirm():
     asked = [*history(SPEC, SMALL), RolledBack(reason="users complain", epoch=5, by="ana")]
     state = fold(SPEC, entries_of(asked))

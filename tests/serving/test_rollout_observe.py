@@ -8,6 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from posttrain.core.canonical import digest_bytes
+from posttrain.serving.assignment import assign
 from posttrain.serving.rollout.fold import Entered
 from posttrain.serving.rollout.observe import Key, Observer, Tally, is_judged, observe
 from tests.serving.rollout_world import (
@@ -23,6 +24,8 @@ from tests.serving.rollout_world import (
     make_spec,
     make_traffic,
     make_verdict,
+    one_unit_a_bucket,
+    route_at,
 )
 
 SPEC = make_spec()
@@ -49,9 +52,6 @@ def in_canary(name="q", **fields):
 
 
 def user_where(lane, stage=SMALL):
-    from posttrain.serving.assignment import assign
-    from tests.serving.rollout_world import route_at
-
     return next(u for u in map(str, range(9999)) if assign(route_at(SPEC, stage), u).lane == lane)
 
 
@@ -99,6 +99,30 @@ def test_counts_are_those_that_one_would_count():
     assert EXPECTED.misplaced == 0 and EXPECTED.waiting == 0
     # After the end of the canaries everybody is the candidate's.
     assert Key(LAST, "control", None) not in EXPECTED.tallies and candidate(EXPECTED, LAST).requests == 120
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    st.lists(
+        st.tuples(st.sampled_from(("a", "b", None)), st.sampled_from(("abandon", "incident"))), max_size=8
+    ),
+    st.sampled_from(("a", "b", None)),
+    st.randoms(use_true_random=False),
+)
+def test_feedback_counts_only_where_it_is_of_the_tenant_of_the_request(said, owner, shuffler):
+    """Whichever comes first. Without a tenant is a gateway without keys, and nobody's request there is a tenant's."""
+
+    def of(tenant):
+        return {} if tenant is None else {"tenant": tenant}
+
+    rows = [in_canary("q", **of(owner))]
+    rows += [make_feedback("q", what, id=f"f{at}", **of(by)) for at, (by, what) in enumerate(said)]
+    shuffler.shuffle(rows)
+    seen = one(*rows)
+    own = [what for by, what in said if by == owner]
+    tally = candidate(seen)
+    assert (tally.abandons, tally.incidents) == (min(1, own.count("abandon")), own.count("incident"))
+    assert seen.waiting == 0
 
 
 @settings(max_examples=40, deadline=None)
@@ -224,6 +248,28 @@ def test_rows_that_another_answered_than_their_bucket_says():
     assert one(in_canary("e") | {"user": "x", "unit": USER_IN}).misplaced == 0, (
         "the row says by what it was assigned"
     )
+
+
+def test_the_edge_of_the_share_is_exact_for_every_bucket():
+    """One user a bucket, dealt by the assignment that workers use, and then the other way about."""
+    for stage, kind in ((SMALL, "canary"), (SHADOW, "shadow")):
+        route, rows, wrong = route_at(SPEC, stage), [], []
+        for user in one_unit_a_bucket(SPEC.salt if kind == "canary" else SPEC.shadow_salt):
+            found = assign(route, user)
+            if kind == "canary":
+                taken = found.lane == "canary"
+                made = [make_row(f"{user}-0", user), make_row(f"{user}-1", user, lane="canary", release=NEW)]
+            else:
+                taken = found.shadow is not None
+                beside = {"lane": "shadow", "release": NEW, "epoch": 3, "of": "q"}
+                made = [
+                    make_row(f"{user}-0", user, epoch=3),
+                    {**make_row(f"{user}-1", user, **beside), "kind": "shadow"},
+                ]
+            rows.append(made[taken])
+            wrong.append(made[not taken])
+        assert one(*rows).misplaced == 0
+        assert one(*wrong).misplaced == (10_000 if kind == "canary" else 9_000)
 
 
 def test_a_sample_of_control_is_enough_and_stays_the_same_users():

@@ -283,6 +283,11 @@ def test_a_comparison_is_with_control_in_the_same_stage():
         "error rate +5.60 points against control (2500 and 2500 requests), at least +"
     )
     assert reading(COMPARE.name, arms(LARGE, (150, 2500), (110, 2500)), spec=spec).state == "quiet"
+    a_little = arms(LARGE, (175, 2500), (110, 2500))
+    found = reading(COMPARE.name, a_little, spec=spec)
+    assert 0 < found.figures["low"] < COMPARE.margin and found.state == "quiet", (
+        "worse, and not by more than is allowed"
+    )
     few = reading(COMPARE.name, arms(LARGE, (190, 199), (0, 2500)), spec=spec)
     assert few.state == "quiet" and "silent before 200 requests" in few.line
     assert "nothing to compare" in reading(COMPARE.name, seen(requests=10), spec=spec).line
@@ -349,7 +354,7 @@ def test_silence_holds_and_speaks_for_itself():
     assert late.state == "hold" and late.line.startswith("nothing was heard of the candidate for 901 s")
     assert reading("no-data", seen(), now_ms=since + 899_000).state == "quiet"
     assert reading("no-data", seen(heard_ms=since + 800_000), now_ms=since + 901_000).state == "quiet"
-    assert reading("no-data", seen(heard_ms=1), now_ms=since + 10).state == "quiet", (
+    assert reading("no-data", seen(heard_ms=since - 901_000), now_ms=since + 10).state == "quiet", (
         "the stage has just begun"
     )
     assert reading("no-data", seen(heard_ms=since + 99), now_ms=since).state == "quiet", (

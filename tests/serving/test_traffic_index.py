@@ -276,7 +276,7 @@ def test_both_databases_merge_rows_the_same(tmp_path: Path, registry_url: str) -
     rng.shuffle(shuffled)
     index = TrafficIndex.open(tmp_path, registry_url)
     write(tmp_path / "other", shuffled)
-    Indexer(tmp_path / "other", index, batch_rows=3).poll()
+    Indexer(tmp_path / "other", index, batch_rows=11).poll()
     assert dumped(index) == dumped(expected)
     assert request(index, "r-2").arm == "a"  # type: ignore[union-attr]
 

@@ -114,7 +114,8 @@ class ArtifactStore:
     def _create(self) -> None:
         if self.root.exists() and not self.root.is_dir():
             raise UsageError(f"{self.root} is a file", hint="set POSTTRAIN_HOME to a folder")
-        known = {*_FOLDERS, "locks", "gc.lock"}
+        # Keys for a gateway may be made before there is anything in the store.
+        known = {*_FOLDERS, "locks", "gc.lock", "serving"}
         present = {p.name for p in self.root.iterdir()} if self.root.is_dir() else set()
         foreign = {name for name in present - known if not name.startswith("registry.sqlite")}
         if foreign:

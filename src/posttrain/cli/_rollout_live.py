@@ -146,6 +146,12 @@ def _show(found: dict[str, Any], *, as_json: bool) -> None:
         [[_MARKS[trigger["state"]], trigger["name"], trigger["line"]] for trigger in found["triggers"]],
         indent="  ",
     )
+    pairs = found["pairs"]
+    if pairs["win_rate"] is not None:
+        click.echo(
+            f"  beside production, unseen: {pairs['shadow']} better, {pairs['production']} worse, "
+            f"{pairs['tie']} equal, {pairs['unknown']} not judged; win rate {pairs['win_rate']:.2f}"
+        )
     if found["advance"]:
         click.echo("  to go on it still needs: " + "; ".join(found["advance"]))
     if found["latched"]:

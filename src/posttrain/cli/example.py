@@ -32,16 +32,25 @@ def canary(*, run: str | None, workers: int, at_once: int, as_json: bool, home: 
     """
     import asyncio
     import dataclasses
+    import signal
     import time
 
-    from posttrain.examples.canary import find_models, tell
+    from posttrain.examples.canary import Story, find_models, tell
 
     opened, begun = home_of(home), time.monotonic()
 
     def say(line: str) -> None:
         click.echo(f"[{time.monotonic() - begun:6.1f} s] {line}", err=as_json)
 
-    story = asyncio.run(tell(opened, find_models(opened, run), say, workers=workers, at_once=at_once))
+    async def play() -> Story:
+        task = asyncio.current_task()
+        assert task is not None, "this runs in one"
+        asyncio.get_running_loop().add_signal_handler(
+            signal.SIGTERM, task.cancel
+        )  # as Ctrl-C: everything is stopped
+        return await tell(opened, find_models(opened, run), say, workers=workers, at_once=at_once)
+
+    story = asyncio.run(play())
     if as_json:
         print_json(dataclasses.asdict(story))
         return
@@ -50,6 +59,11 @@ def canary(*, run: str | None, workers: int, at_once: int, as_json: bool, home: 
         f"\n{visits['asked']} questions, {visits['answered']} answers, {visits['failed']} without one; "
         f"{visits['right']} right, {visits['left']} users left; latency p50 {visits['latency_p50_ms']} ms, "
         f"p95 {visits['latency_p95_ms']} ms"
+    )
+    pairs = story.rollouts[0]["pairs"]
+    click.echo(
+        f"in shadow R1 was judged better {pairs['shadow']} times, worse {pairs['production']} times, "
+        f"equal {pairs['tie']} times"
     )
     click.echo(f"the rollback: {story.rollouts[-1]['label']}")
     click.echo(f"  every worker on the old release {times.get('moved', 0):.0f} ms after the trigger")

@@ -95,7 +95,10 @@ def _name(module: str) -> str | None:
 
 def _read_shape(file: Path) -> dict[str, Any]:
     try:
-        found: dict[str, Any] = json.loads(file.read_bytes())
+        found: Any = json.loads(file.read_bytes())
     except (OSError, ValueError) as error:
         raise ModelError(f"the base's {file.name} cannot be read: {error}") from error
-    return found
+    if not isinstance(found, dict) or not isinstance(found.get("num_attention_heads"), int):
+        raise ModelError(f"the base's {file.name} names no `num_attention_heads`", hint=_HINT)
+    shape: dict[str, Any] = found
+    return shape

@@ -102,7 +102,7 @@ async def tell(home: Home, run: str, say: Say, *, workers: int = 2, at_once: int
     """Play the story; ``say`` gets one line for each thing that happens."""
     story = Story()
     releases = make_releases(home, run)
-    config = serve_config(releases.first, workers)
+    config = serve_config(run, releases.first, workers)
     # Each telling begins from the beginning: the chain of snapshots of the last one would make v2 production.
     remove_tree(home.settings.home / "serving" / config.name)
     async with Control(config, home).running() as control:
@@ -112,11 +112,13 @@ async def tell(home: Home, run: str, say: Say, *, workers: int = 2, at_once: int
         async with _crowd(story, questions, at_once):
             admin = AdminClient(control.folder)
             say(
-                "the candidate v2 (R1) has a GO of the gate; shadow, canary and production follow by themselves"
+                f"the candidate {releases.second} (R1) has a GO of the gate; shadow, canary and production "
+                "follow by themselves"
             )
             story.rollouts.append(await _roll_out(admin, releases.second, releases.decision, say))
             say(
-                "the candidate v3 has the weights that passed, and a temperature of 2.5 that nobody evaluated"
+                f"the candidate {releases.third} has the weights that passed, and a temperature of 2.5 that "
+                "nobody evaluated"
             )
             story.rollouts.append(await _roll_out(admin, releases.third, releases.decision, say))
             story.rollback = _last_rollback(home)
@@ -147,13 +149,14 @@ def _release(home: Home, version: str, spec: Mapping[str, Any]) -> str:
             return name
 
 
-def serve_config(production: str, workers: int) -> ServeConfig:
+def serve_config(run: str, production: str, workers: int) -> ServeConfig:
     """The gateway of the example, on a free port."""
     return ServeConfig.model_validate(
         {
             "name": "example",
             "listen": "127.0.0.1:0",
             "workers": workers,
+            "judge": {"kind": "reward_model", "name": "helpful", "model": f"{run}:helpful.model"},
             "routes": [
                 {
                     "model": MODEL,
@@ -175,6 +178,7 @@ async def _roll_out(admin: AdminClient, release: str, decision: str, say: Say) -
         "contract": CONTRACT,
         "decision": decision,
         "stages": list(STAGES),
+        "shadow": {"judge": "helpful", "minimum_pairs": 20},
         "auto_advance": True,
         "usd_per_1k_prompt_tokens": 0.01,
         "usd_per_1k_completion_tokens": 0.02,

@@ -22,10 +22,11 @@ from typing import Any, ClassVar, Literal, Self, TypeAlias
 from pydantic import Field, TypeAdapter, model_validator
 
 from posttrain.core.documents import Document, Record
-from posttrain.serving.drivers.records import EngineConfig
+from posttrain.serving.drivers.records import EngineConfig, RecordedConfig
 from posttrain.serving.gateway.config import BreakerConfig, LimitsConfig, RetryConfig, ShadowConfig
 from posttrain.serving.guardrails.config import GuardrailConfig
-from posttrain.serving.records import Arm, Experiment, Target, Unit, Upstream
+from posttrain.serving.records import Arm, Experiment, Target, Unit, Upstream, check_routing
+from posttrain.serving.router.config import Aggregation, RouterConfig
 from posttrain.serving.shadow.config import ShadowJudge
 from posttrain.serving.traffic.config import TrafficConfig
 
@@ -96,6 +97,12 @@ class RouteConfig(Record):
     production: TargetConfig
     """What answers at the first start; later the snapshots say (``posttrain rollout``, ``posttrain rollback``)."""
     experiment: ExperimentConfig | None = None
+    choices: Mapping[str, TargetConfig] = Field(default_factory=dict)
+    """What ``router`` or ``aggregate`` may call beside ``production``, by the name that they and the log use."""
+    router: RouterConfig | None = None
+    """Chooses who answers for production, request by request. Taken up at every start."""
+    aggregate: Aggregation | None = None
+    """Answers for production with one answer made from several. Taken up at every start."""
     unit: Unit = "user"
     engine: Mapping[str, Any] = Field(default_factory=lambda: {"engine": "llama_cpp"})
     """How releases of this route are run: the keys of an engine, without its ``model``."""
@@ -105,6 +112,9 @@ class RouteConfig(Record):
     @model_validator(mode="after")
     def _check(self) -> Self:
         self.engine_for("check")
+        check_routing(self.choices, self.router, self.aggregate)
+        if self.choices and self.router is None and self.aggregate is None:
+            raise ValueError("choices: nothing chooses among them; give `router` or `aggregate`")
         return self
 
     def engine_for(self, model: str) -> EngineConfig:
@@ -113,6 +123,15 @@ class RouteConfig(Record):
             {} if self.engine.get("engine") == "openai" else {"model": model}
         )  # somebody else runs that one
         return ENGINE.validate_python({**self.engine, **named})
+
+    def with_paths_from(self, folder: Path) -> Self:
+        """The same with every file named from ``folder``."""
+        changes: dict[str, Any] = {}
+        if self.probes is not None:
+            changes["probes"] = folder / self.probes
+        if self.router is not None and self.router.model is not None:
+            changes["router"] = self.router.model_copy(update={"model": str(folder / self.router.model)})
+        return self.model_copy(update=changes)
 
 
 class TlsConfig(Record):
@@ -145,6 +164,8 @@ class ServeConfig(Document):
     workers: int = Field(1, ge=1, le=256)
     """Processes that take traffic; one uses one core."""
     upstreams: tuple[Upstream, ...] = ()
+    recorded: tuple[RecordedConfig, ...] = ()
+    """Upstreams that answer as people did; a route names one as its production's ``upstream``."""
     routes: tuple[RouteConfig, ...] = Field(min_length=1)
     traffic: TrafficConfig = Field(default_factory=TrafficConfig)
     limits: LimitsConfig = Field(default_factory=LimitsConfig)
@@ -175,12 +196,10 @@ class ServeConfig(Document):
 
     def with_paths_from(self, folder: Path) -> Self:
         """The same with every file named from ``folder``."""
-        changes: dict[str, Any] = {
-            "routes": tuple(
-                route if route.probes is None else route.model_copy(update={"probes": folder / route.probes})
-                for route in self.routes
-            )
-        }
+        changes: dict[str, Any] = {"routes": tuple(route.with_paths_from(folder) for route in self.routes)}
+        changes["recorded"] = tuple(
+            each.model_copy(update={"answers": folder / each.answers}) for each in self.recorded
+        )
         if self.tls is not None:
             changes["tls"] = TlsConfig(certificate=folder / self.tls.certificate, key=folder / self.tls.key)
         if self.signatures is not None:

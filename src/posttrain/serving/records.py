@@ -11,17 +11,18 @@ To add a field: give it a default that means what an old snapshot meant, and a g
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any, ClassVar, Literal, Self, TypeAlias
 
 from pydantic import Field, model_validator
 
 from posttrain.core.documents import Digest, Document, Record
+from posttrain.serving.router.config import PRODUCTION, Aggregation, RouterConfig
 
 BUCKETS = 10_000
 """How many equal parts traffic is cut into; shares are whole numbers of them, so 100 is one percent."""
 
-EngineKind: TypeAlias = Literal["openai", "llama_cpp", "transformers", "vllm", "sglang"]
+EngineKind: TypeAlias = Literal["openai", "llama_cpp", "transformers", "vllm", "sglang", "recorded"]
 Lane: TypeAlias = Literal["production", "canary", "shadow"]
 """How an answer came to be given: ``shadow`` answers are never seen by a user."""
 Unit: TypeAlias = Literal["user", "conversation", "request"]
@@ -121,6 +122,23 @@ class Route(Record):
     unit: Unit = "user"
     rollout: str | None = None
     """Id of the rollout that put the canary or shadow there."""
+    choices: tuple[Target, ...] = ()
+    """What a router or an aggregation may call beside production, by its name."""
+    router: RouterConfig | None = None
+    """Chooses who answers for production, request by request; canary and experiment go first."""
+    aggregate: Aggregation | None = None
+    """Answers for production with one answer made from several."""
+
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        check_routing([choice.name for choice in self.choices], self.router, self.aggregate)
+        return self
+
+    def named(self, name: str) -> Target | None:
+        """Who is meant by a name in ``router`` or ``aggregate``."""
+        if name == PRODUCTION:
+            return self.production
+        return next((choice for choice in self.choices if choice.name == name), None)
 
     def targets(self) -> Iterator[Target]:
         """Everything that may answer, production first."""
@@ -131,6 +149,7 @@ class Route(Record):
             yield self.shadow.target
         if self.experiment is not None:
             yield from (arm.target for arm in self.experiment.arms)
+        yield from self.choices
 
 
 class Snapshot(Document):
@@ -163,6 +182,20 @@ class Snapshot(Document):
     def route(self, model: str) -> Route | None:
         """The route of a public model name."""
         return next((route for route in self.routes if route.model == model), None)
+
+
+def check_routing(choices: Iterable[str], router: RouterConfig | None, aggregate: Aggregation | None) -> None:
+    """Whether every name that routing uses is a choice or ``production``. Raises ValueError."""
+    names = list(choices)
+    _unique("choices", iter(names))
+    if PRODUCTION in names:
+        raise ValueError(f"choices: {PRODUCTION!r} is what production is called; take another name")
+    if router is not None and aggregate is not None:
+        raise ValueError("give `router` or `aggregate`, not both: one chooses, the other asks several")
+    known = {PRODUCTION, *names}
+    for key, routing in (("router", router), ("aggregate", aggregate)):
+        if routing is not None and (missing := [name for name in routing.names() if name not in known]):
+            raise ValueError(f"{key}: {missing[0]!r} is no choice of the route, known are {sorted(known)}")
 
 
 def _unique(what: str, names: Iterator[str]) -> None:

@@ -27,7 +27,7 @@ from posttrain.serving.control.admin import AdminServer
 from posttrain.serving.control.boot import first_snapshot
 from posttrain.serving.control.deploy import Deployer
 from posttrain.serving.control.helpers import Helpers, helper_commands
-from posttrain.serving.control.history import Latches
+from posttrain.serving.control.history import Latches, production_stack
 from posttrain.serving.control.links import WorkerLink, WorkerLinks, socket_path
 from posttrain.serving.control.pool import WorkerPool
 from posttrain.serving.control.rollback import Rollback
@@ -86,6 +86,7 @@ class Control:
         names = [f"w{number}" for number in range(config.workers)]
         self.pool = WorkerPool(names, folder=self.folder / "workers", links=self.links)
         self._follower: Follower | None = None
+        self._caught_up = True
         self._helpers = Helpers(helper_commands(config, self.traffic_folder, home), self.folder / "workers")
         self._admin: AdminServer | None = None
         self._tasks: list[asyncio.Task[None]] = []
@@ -165,12 +166,15 @@ class Control:
         load_or_make_secret(self.traffic_folder)  # by one process, before the workers all look for it
         await self.links.start()
         before = self.swapper.store.current()
-        snapshot = await first_snapshot(self.config, self.deployer, before, at=utc_now())
+        snapshot = await first_snapshot(
+            self.config, self.deployer, before, at=utc_now(), routers=self.folder / "routers"
+        )
         if snapshot is not None:
             self.swapper.store.publish(snapshot)
         self.rollouts.load()
+        await self.rollouts.bring_back(self.deployer.ready)
         if self.rollouts.any_open():  # all of its rows, from the beginning
-            self._follower = Follower(self.traffic_folder)
+            self._follower, self._caught_up = Follower(self.traffic_folder), False
         self._helpers.start()
         await self.pool.start(self.config.start_seconds)
         host, port = split_address(self.config.admin)
@@ -220,6 +224,14 @@ class Control:
         except ConflictError as error:
             self.journal(by, "release.refused", "production", {"release": target.release, "why": str(error)})
 
+    def _needed(self) -> list[Target]:
+        """Targets whose engines must stay: what serves, what a rollback would go to, what is being rolled out."""
+        snapshots = [self.swapper.store.get(epoch) for epoch in self.swapper.store.epochs()]
+        needed = self.rollouts.candidates()
+        for route in snapshots[-1].routes:
+            needed += [*route.targets(), *production_stack(snapshots, route.model)[-2:]]
+        return needed
+
     def follow(self) -> None:
         """Look at the traffic from now on: a rollout is about to begin. Between rollouts nobody does."""
         if self._follower is None or not self.rollouts.any_open():
@@ -248,6 +260,7 @@ class Control:
             tls_key=None if tls is None else str(tls.key),
             access=str(self.keys) if self.keys_in_force else None,
             budgets=str(self.folder / "budgets") if self.keys_in_force else None,
+            metrics_folder=str(self.folder / "metrics") if config.workers > 1 else None,
             guardrails=config.guardrails if config.guardrails.rules else None,
             index=self.pool.names.index(name),
             workers=config.workers,
@@ -264,7 +277,8 @@ class Control:
                 continue
             rows = await asyncio.to_thread(self._follower.poll)
             try:
-                await self.rollouts.tick(rows)
+                await self.rollouts.tick(rows, live=self._caught_up)
+                self._caught_up = True
                 self.failure = None
             except ServingError as error:
                 # It is tried again at the next look; until then the status and the journal say why.
@@ -276,17 +290,19 @@ class Control:
         """Start an engine again that died, and tell the workers where it is now."""
         while True:
             await asyncio.sleep(ENGINE_SECONDS)
-            for target in [target for route in self.swapper.current.routes for target in route.targets()]:
+            routes = self.swapper.current.routes
+            for model, target in [(route.model, target) for route in routes for target in route.targets()]:
                 if await asyncio.to_thread(self.deployer.is_well, target):
                     continue
                 try:
-                    _, held = await self.deployer.ready(target, ())
+                    _, held = await self.deployer.ready(model, target, ())
                 except ServingError as error:
                     self.journal("control", "engine.failed", target.name, {"error": str(error)})
                     continue
                 await self.swapper.swap(
                     _with_upstreams(held), f"the engine of {target.name} was started again"
                 )
+            await asyncio.to_thread(self.deployer.retire, self._needed(), self.config.grace_seconds)
 
 
 def _with_upstreams(held: tuple[Upstream, ...]) -> Change:

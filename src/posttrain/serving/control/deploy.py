@@ -10,7 +10,9 @@ An engine whose release nobody can be sent to any more is stopped by :meth:`Depl
 from __future__ import annotations
 
 import asyncio
+import os
 import threading
+import time
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -29,6 +31,7 @@ from posttrain.serving.config import RouteConfig, ServeConfig, TargetConfig
 from posttrain.serving.drivers.adapters import AdapterManager
 from posttrain.serving.drivers.probe import Probe, probe
 from posttrain.serving.drivers.protocol import EngineDriver
+from posttrain.serving.drivers.recorded import RecordedDriver
 from posttrain.serving.drivers.records import AdapterRef, EngineConfig, ServedFolder
 from posttrain.serving.drivers.registry import create_driver
 from posttrain.serving.errors import EngineError, ReleaseRefused
@@ -48,6 +51,8 @@ class _Engine:
     url: str
     adapters: AdapterManager
     releases: set[str] = field(default_factory=set)
+    unneeded_since: float | None = None
+    """Since when nothing that may be asked for is on it, by a clock of this process."""
 
 
 class Deployer:
@@ -59,7 +64,9 @@ class Deployer:
         self._folder = folder
         self._config = config
         self._engines: dict[str, _Engine] = {}
-        self._targets: dict[str, tuple[Target, TargetConfig, str]] = {}
+        self._targets: dict[str, TargetConfig] = {}
+        self._recorded: dict[str, RecordedDriver] = {}
+        self._recorded_at: dict[str, str] = {}
         self._one = threading.Lock()
         """Engines are started and stopped one at a time; two would fight for the cores."""
 
@@ -70,32 +77,50 @@ class Deployer:
         """
         if wanted.release is None:
             target = wanted.on_upstream(route)
-            return target, tuple(each for each in self._config.upstreams if each.name in target.upstreams)
+            known = (*self._config.upstreams, *await asyncio.to_thread(self.start_recorded))
+            return target, tuple(each for each in known if each.name in target.upstreams)
         return await asyncio.to_thread(self._deploy, route, wanted)
 
     async def ready(
-        self, target: Target, upstreams: tuple[Upstream, ...]
+        self, route: str, target: Target, upstreams: tuple[Upstream, ...]
     ) -> tuple[Target, tuple[Upstream, ...]]:
         """A target of an earlier snapshot, verified, loaded and probed again; see ``rollback.Ready``."""
+        if target.upstreams[0] in self._recorded:
+            started = await asyncio.to_thread(self.start_recorded)
+            return target, tuple(each for each in started if each.name in target.upstreams)
         if target.release is None:
-            await asyncio.to_thread(self._ask, self._route_of(target), target.model, upstreams)
+            await asyncio.to_thread(self._ask, self._route_config(route), target.model, upstreams)
             return target, upstreams
-        known = self._targets.get(_key(target))
-        if known is not None:
-            _, wanted, route = known
-        else:  # an earlier control deployed it
-            route = self._route_of(target).model
-            wanted = TargetConfig(
+        wanted = (
+            self._targets.get(_key(target))
+            or TargetConfig(  # or an earlier control deployed it
                 release=target.release,
+                adapter=target.adapter or BASE,
+                fallbacks=target.upstreams[1:],
                 sampling=target.sampling,
-                adapter=None if target.adapter is None else target.adapter,
                 usd_per_1k_prompt_tokens=target.usd_per_1k_prompt_tokens,
                 usd_per_1k_completion_tokens=target.usd_per_1k_completion_tokens,
             )
+        )
         return await asyncio.to_thread(self._deploy, route, wanted)
+
+    def start_recorded(self) -> tuple[Upstream, ...]:
+        """Start every set of recorded answers of the configuration that does not run; where they are."""
+        with self._one:
+            for config in self._config.recorded:
+                driver = self._recorded.get(config.name)
+                if driver is None or not driver.health().ok:
+                    driver = RecordedDriver(config, workdir=self._folder / f"recorded-{config.name}")
+                    self._recorded[config.name] = driver
+                    self._recorded_at[config.name] = driver.start()
+            return tuple(
+                Upstream(name=name, url=url, engine="recorded") for name, url in self._recorded_at.items()
+            )
 
     def is_well(self, target: Target) -> bool:
         """Whether the engine of a target that we run answers; what others run is theirs to watch."""
+        if (recorded := self._recorded.get(target.upstreams[0])) is not None:
+            return recorded.health().ok
         if target.release is None:
             return True
         engine = next((each for each in list(self._engines.values()) if each.name in target.upstreams), None)
@@ -116,13 +141,26 @@ class Deployer:
             for engine in list(self._engines.values())
         ]
 
-    def retire(self, wanted: Iterable[Target]) -> list[str]:
-        """Stop every engine that none of ``wanted`` needs; the names of those."""
-        needed = {name for target in wanted for name in target.upstreams}
-        stopped = []
+    def retire(self, wanted: Iterable[Target], grace_seconds: float) -> list[str]:
+        """Stop every engine that none of ``wanted`` has needed for ``grace_seconds``; the names of those. Adapters that
+        are not wanted may make room for others from now on."""
+        kept = list(wanted)
+        needed, models = (
+            {name for target in kept for name in target.upstreams},
+            {target.model for target in kept},
+        )
+        now, stopped = time.monotonic(), []
         with self._one:
             for key, engine in list(self._engines.items()):
-                if engine.name not in needed:
+                for name in engine.adapters.loaded():
+                    if name not in models:
+                        engine.adapters.unroute(name)
+                if engine.name in needed:
+                    engine.unneeded_since = None
+                    continue
+                if engine.unneeded_since is None:
+                    engine.unneeded_since = now
+                if now - engine.unneeded_since >= grace_seconds:
                     engine.driver.stop()
                     del self._engines[key]
                     stopped.append(engine.name)
@@ -130,7 +168,9 @@ class Deployer:
 
     def stop(self) -> None:
         """Stop every engine."""
-        self.retire(())
+        self.retire((), 0.0)
+        for driver in self._recorded.values():
+            driver.stop()
 
     # -- one release ---------------------------------------------------------------------------------
 
@@ -156,7 +196,7 @@ class Deployer:
         )
         upstreams = (Upstream(name=engine.name, url=engine.url, engine=engine.kind),)
         self._ask(config, model, upstreams)
-        self._targets[_key(target)] = (target, wanted, route)
+        self._targets[_key(target)] = wanted
         return target, upstreams
 
     def _load(self, reference: str) -> LoadedRelease:
@@ -268,10 +308,6 @@ class Deployer:
             raise ConfigError(f"the configuration has no route {route!r}", hint=did_you_mean(route, names))
         return found
 
-    def _route_of(self, target: Target) -> RouteConfig:
-        known = self._targets.get(_key(target))
-        return self._config.routes[0] if known is None else self._route_config(known[2])
-
 
 WARM_UP = Probe(
     id="warm-up", messages=({"role": "user", "content": "Hello"},), max_tokens=1, expect={"kind": "answers"}
@@ -294,10 +330,9 @@ def read_probes(path: Path) -> list[Probe]:
 
 
 def _key(target: Target) -> str:
-    return digest_json([target.release, target.adapter, target.model, list(target.upstreams)])
+    # All but the name: a choice of a route may be the release that is its production, sampled in another way.
+    return digest_json(target.model_dump(mode="json", exclude={"name"}))
 
 
 def _secret(upstream: Upstream) -> str | None:
-    import os
-
     return os.environ.get(upstream.key_variable) if upstream.key_variable else None

@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import sys
 from collections.abc import Mapping, Sequence
+from importlib.util import find_spec
 from pathlib import Path
 
 from posttrain.artifacts.home import Home
@@ -22,9 +23,11 @@ _MAX_PAUSE_SECONDS = 5.0
 def helper_commands(config: ServeConfig, folder: Path, home: Home) -> dict[str, list[str]]:
     """Name to command of every helper of this gateway; ``folder`` is the traffic log."""
     indexer = [sys.executable, "-m", "posttrain.serving.traffic", "--folder", str(folder)]
+    # Without pyarrow segments stay as they are: nothing is lost by it but space.
+    history = config.traffic.history_after_seconds if find_spec("pyarrow") is not None else None
     for option, value in (
         ("--index", config.traffic.sink),
-        ("--history-after", config.traffic.history_after_seconds),
+        ("--history-after", history),
         ("--retention-days", config.traffic.retention_days),
     ):
         if value is not None:

@@ -53,6 +53,8 @@ class WorkerLinks:
         """``path`` is the socket; a stale one is replaced (one control per folder is the caller's lock)."""
         self.path = path
         self.by_name: dict[str, WorkerLink] = {}
+        self.is_stray: Callable[[WorkerLink], bool] = lambda link: False
+        """Whether a worker that says hello is one too many; such a one is told to stop, and is no link."""
         self._on_hello = on_hello
         self._server: asyncio.Server | None = None
         self._waiting: set[asyncio.Event] = set()
@@ -134,6 +136,9 @@ class WorkerLinks:
             port=int(message.get("port", 0)),
             epoch=int(message.get("epoch", 0)),
         )
+        if self.is_stray(link):
+            self.send(link, {"op": "stop"})
+            return link
         previous = self.by_name.get(link.name)
         if previous is not None:
             previous.writer.close()

@@ -1,7 +1,8 @@
 """The worker processes: started, watched, started again.
 
 Here: keeping as many workers alive as were asked for. Not here: what they are told (``links``). Workers serve on when
-control dies, and the next control adopts those that it finds in ``workers.json``. A worker that keeps dying is started
+control dies, and the next control adopts those that it finds in ``workers.json`` or that say hello by themselves; one
+that says hello beside a worker of its name is told to stop. A worker that keeps dying, or cannot begin, is started
 again after a pause that doubles up to :data:`_MAX_PAUSE_SECONDS`.
 """
 
@@ -10,6 +11,7 @@ from __future__ import annotations
 import asyncio
 import json
 import os
+import signal
 import subprocess
 import sys
 import time
@@ -18,7 +20,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from posttrain.core.atomic import make_folder, write_atomic
-from posttrain.serving.control.links import WorkerLinks
+from posttrain.serving.control.links import WorkerLink, WorkerLinks
 from posttrain.serving.control.processes import ProcessId, process
 from posttrain.serving.errors import ServingError
 
@@ -28,6 +30,8 @@ _STEADY_SECONDS = 10.0
 """A worker that lived so long begins with the first pause again."""
 _LOOK_SECONDS = 0.05
 _ADOPT_SECONDS = 3.0
+_STRAY_SECONDS = 0.5
+"""Until a worker that runs and was not noted has found the next control."""
 _LAST_LINES = 5
 
 
@@ -52,6 +56,9 @@ class WorkerPool:
         self._folder = folder
         self._links = links
         self._task: asyncio.Task[None] | None = None
+        links.is_stray = self._is_stray
+        self._is_noted = True
+        """Whether ``workers.json`` says who lives; on a full disk it is written later."""
 
     @property
     def names(self) -> list[str]:
@@ -118,14 +125,32 @@ class WorkerPool:
                 if slot.child is not None:
                     slot.child.poll()
                 if slot.process is not None and not slot.process.alive:
-                    steady = now - slot.started_at > _STEADY_SECONDS
-                    slot.pause_seconds = (
-                        _FIRST_PAUSE_SECONDS if steady else min(_MAX_PAUSE_SECONDS, slot.pause_seconds * 2)
-                    )
-                    slot.process, slot.not_before = None, now + slot.pause_seconds
+                    slot.process = None
+                    self._pause(slot, now)
                 if slot.process is None and now >= slot.not_before:
                     slot.restarts += 1
-                    self._spawn(slot)
+                    try:
+                        self._spawn(slot)
+                    except OSError:  # no space for its log, no process to be had: tried again
+                        self._pause(slot, now)
+                self._end_if_it_cannot_begin(slot)
+            if not self._is_noted:
+                self._note()
+
+    def _pause(self, slot: _Slot, now: float) -> None:
+        steady = now - slot.started_at > _STEADY_SECONDS
+        slot.pause_seconds = (
+            _FIRST_PAUSE_SECONDS if steady else min(_MAX_PAUSE_SECONDS, slot.pause_seconds * 2)
+        )
+        slot.not_before = now + slot.pause_seconds
+
+    def _end_if_it_cannot_begin(self, slot: _Slot) -> None:
+        """A worker that could not open its log or the door waits for another word, which nobody will say."""
+        link = self._links.by_name.get(slot.name)
+        if slot.process is None or link is None or link.pid != slot.process.pid:
+            return
+        if link.error and not link.port:
+            slot.process.send(signal.SIGTERM)
 
     async def _adopt(self) -> None:
         try:
@@ -144,9 +169,25 @@ class WorkerPool:
             if slot.process is not None and slot.name not in self._links.by_name:
                 await asyncio.to_thread(slot.process.end, 1.0)  # it hangs: control cannot be reached by it
                 slot.process = None
+        await self._adopt_strays()
         for name, pair in known.items():  # more workers than are wanted now
             if name not in {slot.name for slot in self._slots}:
                 await asyncio.to_thread(ProcessId(*pair).end, 1.0)
+
+    async def _adopt_strays(self) -> None:
+        """The last control may have died before it could note a worker that it had started."""
+        await self._links.wait_until(
+            lambda: all(slot.name in self._links.by_name for slot in self._slots), _STRAY_SECONDS
+        )
+        for slot in self._slots:
+            link = self._links.by_name.get(slot.name)
+            if slot.process is None and link is not None:
+                slot.process, slot.started_at = process(link.pid), time.monotonic()
+
+    def _is_stray(self, link: WorkerLink) -> bool:
+        """Whether another process is the worker of this name."""
+        living = self.processes().get(link.name)
+        return living is not None and living.pid != link.pid
 
     def _spawn(self, slot: _Slot) -> None:
         make_folder(self._folder)
@@ -162,8 +203,17 @@ class WorkerPool:
                 env=os.environ.copy(),
             )
         slot.process, slot.started_at = process(slot.child.pid), time.monotonic()
+        self._note()
+
+    def _note(self) -> None:
+        """Write down who lives, for the next control."""
         known = {each.name: list(each.process) for each in self._slots if each.process is not None}
-        write_atomic(self._folder / "workers.json", json.dumps(known).encode())
+        try:
+            write_atomic(self._folder / "workers.json", json.dumps(known).encode())
+        except OSError:
+            self._is_noted = False
+            return
+        self._is_noted = True
 
     def _failure(self) -> str | None:
         for slot in self._slots:

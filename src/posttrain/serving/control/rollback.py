@@ -17,13 +17,19 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from posttrain.core.clock import utc_now
-from posttrain.serving.control.history import Latch, Latches, find_earlier, upstreams_of
+from posttrain.serving.control.history import (
+    Latch,
+    Latches,
+    find_earlier,
+    production_stack,
+    upstreams_of,
+)
 from posttrain.serving.control.swap import Change, Swapper
 from posttrain.serving.errors import RolloutError
 from posttrain.serving.records import Route, Snapshot, Target, Upstream
 
-Ready = Callable[[Target, tuple[Upstream, ...]], Awaitable[tuple[Target, tuple[Upstream, ...]]]]
-"""Verify, load and probe a target; gives it back with the upstreams that hold it now. Raises what forbids it."""
+Ready = Callable[[str, Target, tuple[Upstream, ...]], Awaitable[tuple[Target, tuple[Upstream, ...]]]]
+"""Verify, load and probe a target of a route; gives it back with the upstreams that hold it now, or raises."""
 Journal = Callable[[str, str, str, Mapping[str, Any]], None]
 """``(actor, action, subject, data)``: one line in the journal that is never changed."""
 
@@ -94,8 +100,13 @@ class Rollback:
         if current is None:
             raise RolloutError(f"there is no route {route!r}", hint="`posttrain rollout status` lists them")
         candidate = _candidate(current)
-        target = to if isinstance(to, Target) else current.production
-        if not isinstance(to, Target) and (to is not None or candidate is None):
+        if isinstance(to, Target):
+            target = to
+        elif to is None and (
+            candidate is not None or (drill and len(production_stack(snapshots, route)) < 2)
+        ):
+            target = current.production
+        else:
             target = find_earlier(snapshots, route, to)
         upstreams = upstreams_of(snapshots, target)
         report = RollbackReport(
@@ -108,9 +119,9 @@ class Rollback:
             candidate=candidate,
         )
         if target != current.production or drill:
-            target, upstreams = await self._ready(target, upstreams)
+            target, upstreams = await self._ready(route, target, upstreams)
         report.milliseconds["ready"] = _since(begun)
-        change = _unchanged if drill else _back(route, target, upstreams)
+        change = _unchanged if drill else back_to(route, target, upstreams)
 
         def latch(
             epoch: int,
@@ -154,12 +165,12 @@ def as_json(report: RollbackReport) -> dict[str, Any]:
     }
 
 
-def _back(route: str, target: Target, upstreams: tuple[Upstream, ...]) -> Change:
-    """The snapshot with the route's production replaced, and nothing beside it."""
+def back_to(route: str, target: Target, upstreams: tuple[Upstream, ...]) -> Change:
+    """The snapshot with the route's production replaced, and no candidate beside it."""
 
     def change(snapshot: Snapshot) -> Snapshot:
         routes = tuple(
-            Route(model=each.model, production=target, unit=each.unit, experiment=each.experiment)
+            each.model_copy(update={"production": target, "canary": None, "shadow": None, "rollout": None})
             if each.model == route
             else each
             for each in snapshot.routes

@@ -13,17 +13,18 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 from posttrain.core.atomic import write_atomic
+from posttrain.core.clock import utc_now
 from posttrain.core.errors import UnknownReferenceError
 from posttrain.core.suggest import did_you_mean
-from posttrain.serving.control.history import Latches
-from posttrain.serving.control.rollback import Journal, Rollback, RollbackReport
+from posttrain.serving.control.history import Latch, Latches
+from posttrain.serving.control.rollback import Journal, Ready, Rollback, RollbackReport
 from posttrain.serving.control.swap import Swapper, SwapReport
-from posttrain.serving.errors import RolloutError
+from posttrain.serving.errors import RolloutError, ServingError
 from posttrain.serving.records import Snapshot, Target, Upstream
 from posttrain.serving.rollout.events import (
     CONTROL,
@@ -116,6 +117,29 @@ class RolloutKeeper:
             upstreams = tuple(Upstream.model_validate(each) for each in json.loads(raw))
             self._open(spec, upstreams)
 
+    async def bring_back(self, ready: Ready) -> None:
+        """After a restart: load the candidates of open rollouts again; their engines ended with the last control.
+
+        A candidate that cannot be loaded is rolled back: production must serve whatever is wrong with it.
+        """
+        for running in self._running.values():
+            spec = running.spec
+            if running.state.end is None:
+                try:
+                    _, running.upstreams = await ready(spec.route, spec.candidate, running.upstreams)
+                except ServingError as error:
+                    self._lose(running, f"the candidate cannot be loaded again: {error}")
+
+    def _lose(self, running: Running, reason: str) -> None:
+        spec, epoch = running.spec, self._swapper.current.epoch
+        latch = Latch(route=spec.route, at=utc_now(), actor=CONTROL, reason=reason, epoch=epoch)
+        self._alert(spec, "tripped", reason)
+        if running.state.active:
+            self._latches.set(latch)
+            running.append(Tripped(trigger="restart", line=reason, epoch=epoch), "tripped")
+        else:
+            running.append(Aborted(reason=reason), "aborted")
+
     def create(self, spec: RolloutSpec, upstreams: tuple[Upstream, ...], *, by: str) -> Running:
         """Write a rollout down. Raises RolloutError where the route is latched or in another rollout."""
         self._latches.refuse(spec.route)
@@ -140,6 +164,10 @@ class RolloutKeeper:
             running.state.end is None or (running.state.end == "rolled_back" and not running.state.confirmed)
             for running in self._running.values()
         )
+
+    def candidates(self) -> list[Target]:
+        """Candidates of rollouts that are not over."""
+        return [running.spec.candidate for running in self._running.values() if running.state.end is None]
 
     def find(self, name: str | None) -> Running:
         """The rollout of this id; without one, the only one that is not over. Raises UnknownReferenceError."""
@@ -172,6 +200,7 @@ class RolloutKeeper:
             "auto_advance": spec.auto_advance,
             "contract": spec.contract_digest,
             "triggers": facts.report.to_json()["triggers"],
+            "pairs": {**asdict(facts.observation.pairs), "win_rate": facts.observation.pairs.win_rate},
             "advance": list(allowed(spec, state, "advance", facts).reasons)
             if state.stage is not None
             else [],
@@ -189,14 +218,14 @@ class RolloutKeeper:
 
     # -- what happens by itself ----------------------------------------------------------------------
 
-    async def tick(self, rows: Rows) -> None:
-        """Take new rows and do what follows from them."""
-        kept = list(rows)
+    async def tick(self, rows: Rows, *, live: bool = True) -> None:
+        """Take new rows and do what follows from them; not ``live``: rows of before this process began."""
+        kept, received = list(rows), now_ms() if live else None
         for running in list(self._running.values()):
             state = running.state
             if state.end is not None and state.end != "rolled_back":
                 continue
-            running.observer.add(kept, received_ms=now_ms())
+            running.observer.add(kept, received_ms=received)
             if state.end is None and state.stage is not None:
                 await self._repair(running)
                 step = next_step(running.spec, running.state, running.facts())

@@ -25,7 +25,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from posttrain.serving.drivers.http_server import Reply, Request, RequestError, error_body, serve
+from posttrain.serving.drivers.http_server import Reply, Request, RequestError, error_body, run, serve
 
 _ANSWERED = frozenset({"/v1/chat/completions", "/v1/completions"})
 _INNER_FIELDS = ("lora", "id_slot")
@@ -282,4 +282,4 @@ async def _main(spec: Mapping[str, Any], listener: socket.socket) -> int:
 if __name__ == "__main__":
     with Path(sys.argv[1]).open() as stream:
         given = json.load(stream)
-    sys.exit(asyncio.run(_main(given, socket.socket(fileno=given["descriptor"]))))
+    sys.exit(run(_main(given, socket.socket(fileno=given["descriptor"]))))

@@ -127,6 +127,17 @@ class OpenAIConfig(Record):
     health_seconds: float = Field(5.0, gt=0)
 
 
+class RecordedConfig(Record):
+    """Answers that people gave, served like a model: the production of a route where no model serves yet."""
+
+    engine: Literal["recorded"] = "recorded"
+    name: str = Field("people", pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,62}$")
+    """Of the upstream and of its one model."""
+    answers: Path
+    """JSON lines with ``question`` and ``answer``; compared without case, width and white space."""
+    start_seconds: float = Field(30.0, gt=0)
+
+
 EngineConfig: TypeAlias = Annotated[
     LlamaCppConfig | TransformersConfig | VllmConfig | SglangConfig | OpenAIConfig,
     Field(discriminator="engine"),

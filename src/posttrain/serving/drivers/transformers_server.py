@@ -19,7 +19,7 @@ from typing import Any
 
 from posttrain.core.errors import ModelError
 from posttrain.core.quiet import quiet_libraries
-from posttrain.serving.drivers.http_server import Reply, Request, RequestError, serve
+from posttrain.serving.drivers.http_server import Reply, Request, RequestError, run, serve
 from posttrain.serving.drivers.openai_bodies import (
     Asked,
     Endpoint,
@@ -248,7 +248,7 @@ def main() -> int:
     except ModelError as error:
         print(f"the model cannot be served: {error}", file=sys.stderr)  # noqa: T201 - the log
         return 1
-    asyncio.run(_main(spec, model))
+    run(_main(spec, model))
     sys.stdout.flush()
     os._exit(0)  # the model's thread may be in a forward pass; nobody waits for it
 

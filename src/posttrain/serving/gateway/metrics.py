@@ -92,6 +92,8 @@ class Metrics:
         """Answered before they were accepted, by status and code."""
         self.retries = 0
         """Upstream calls beyond the first of their request."""
+        self.routed: Counter[tuple[str, str, str]] = Counter()
+        """Choices among the targets of a route, by route, what decided, and target."""
         self.feedback = 0
         self.shadow_queued = 0
         self.shadow_dropped = 0
@@ -171,6 +173,11 @@ def _counters(metrics: Metrics) -> Iterator[Gauge]:
         yield Gauge(f"{name}_total", help_, values, "counter")
     refused = {labels(status=status, code=code): n for (status, code), n in sorted(metrics.refused.items())}
     yield Gauge("refused_total", "Requests refused before they were accepted.", refused, "counter")
+    choices = {
+        labels(route=route, by=by, target=target): n
+        for (route, by, target), n in sorted(metrics.routed.items())
+    }
+    yield Gauge("routed_total", "Who answered for production, by what decided.", choices, "counter")
     for name, help_ in (
         ("retries", "Upstream calls beyond the first of their request."),
         ("feedback", "Feedback taken."),

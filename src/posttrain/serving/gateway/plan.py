@@ -14,9 +14,12 @@ import orjson
 
 from posttrain.core.canonical import digest_json
 from posttrain.serving.assignment import assign
+from posttrain.serving.gateway.choosing import Chooser
+from posttrain.serving.gateway.events import Endpoint, Usage
 from posttrain.serving.gateway.metrics import Cell, CellKey, Metrics
 from posttrain.serving.gateway.upstream import UpstreamHandle
 from posttrain.serving.records import Route, Snapshot, Target, Unit
+from posttrain.serving.router.config import Aggregation
 
 SAMPLING_KEYS = (
     "temperature",
@@ -76,19 +79,41 @@ class Seat:
         """What it costs."""
         return prompt_tokens * self._usd_per_prompt_token + completion_tokens * self._usd_per_completion_token
 
+    def spend(self, usage: Usage) -> float:
+        """Count the tokens of an answer; what it costs."""
+        prompt, completion = usage.prompt or 0, usage.completion or 0
+        self.cell.prompt_tokens += prompt
+        self.cell.completion_tokens += completion
+        return self.cost_usd(prompt, completion)
+
+
+class Team(NamedTuple):
+    """Several that make one answer."""
+
+    config: Aggregation
+    seats: Mapping[str, Seat]
+    """By the names that ``config`` uses."""
+
 
 class Seating(NamedTuple):
     """Who answers a request, and who beside."""
 
     seat: Seat
     shadow: Seat | None
+    tag: str = ""
+    """What the row says of how it was chosen."""
+    team: Team | None = None
+    """Who answers together, for ``seat``."""
 
 
 class RoutePlan:
     """One public model name."""
 
-    def __init__(self, plan: Plan, route: Route) -> None:
+    def __init__(self, plan: Plan, route: Route, chooser: Chooser | None) -> None:
         self.route = route
+        self.is_routed = (chooser is not None or route.aggregate is not None) and route.experiment is None
+        """Whether :meth:`choose` has a say. An experiment leaves nothing to choose: all of production is its arms'."""
+        self._chooser = chooser
         self.unit = route.unit
         self._plan = plan
         self._seats: dict[tuple[str, str, str], Seat] = {}
@@ -98,6 +123,31 @@ class RoutePlan:
         lane, arm, target, shadow = assign(self.route, unit)
         beside = None if shadow is None else self._seat("shadow", "", shadow)
         return Seating(self._seat(lane, arm, target), beside)
+
+    def choose(
+        self, seating: Seating, endpoint: Endpoint, body: Mapping[str, Any], headers: Mapping[bytes, bytes]
+    ) -> Seating:
+        """The same with who answers for production; a canary's users are not touched."""
+        _, lane, arm, _ = seating.seat.cell.key
+        if lane != "production":
+            return seating
+        aggregation = self.route.aggregate
+        if aggregation is not None:
+            seats = {name: self._named(lane, arm, name) for name in aggregation.names()}
+            first = seats[aggregation.targets[0]]
+            if not can_aggregate(body):
+                return seating._replace(seat=first, tag="aggregate:skipped")
+            team = Team(aggregation, seats)
+            return seating._replace(seat=first, tag=f"aggregate:{aggregation.kind}", team=team)
+        if self._chooser is None:
+            return seating
+        choice = self._chooser.choose(endpoint, body, headers)
+        seat = self._named(lane, arm, choice.target)
+        self._plan.metrics.routed[self.route.model, choice.by, seat.target.name] += 1
+        return seating._replace(seat=seat, tag=f"router:{choice.by}")
+
+    def _named(self, lane: str, arm: str, name: str) -> Seat:
+        return self._seat(lane, arm, self.route.named(name) or self.route.production)
 
     def _seat(self, lane: str, arm: str, target: Target) -> Seat:
         # Production, canary and arms may be one target in several roles, or one name with different digests.
@@ -119,6 +169,7 @@ class Plan:
         handles: Mapping[str, UpstreamHandle],
         shadow_handles: Mapping[str, UpstreamHandle],
         metrics: Metrics,
+        choosers: Mapping[str, Chooser],
     ) -> None:
         self.snapshot = snapshot
         self.epoch = snapshot.epoch
@@ -127,8 +178,12 @@ class Plan:
         self.shadow_handles = shadow_handles
         """By name; connections and breakers of their own, so that copies take nothing from users."""
         self._worker = worker
-        self._metrics = metrics
-        self.routes = {route.model: RoutePlan(self, route) for route in snapshot.routes}
+        self.metrics = metrics
+        self.choosers = choosers
+        """By route, of those that have a router."""
+        self.routes = {
+            route.model: RoutePlan(self, route, choosers.get(route.model)) for route in snapshot.routes
+        }
         self.created = _seconds(snapshot.at)
 
     def make_seat(self, route: Route, lane: str, arm: str, target: Target) -> Seat:
@@ -149,9 +204,16 @@ class Plan:
         handles = self.shadow_handles if lane == "shadow" else self.handles
         key = CellKey(route.model, lane, arm, target.name)
         seat = Seat(target, key, fixed, tuple(handles[name] for name in target.upstreams))
-        seat.cell = self._metrics.cell(key)
+        seat.cell = self.metrics.cell(key)
         seat.unit = route.unit
         return seat
+
+
+def can_aggregate(body: Mapping[str, Any]) -> bool:
+    """Whether several answers to this can be made one: a single text is asked for, and no tool may be called."""
+    return not (
+        body.get("tools") or body.get("functions") or body.get("n") not in (None, 1) or body.get("logprobs")
+    )
 
 
 _digests: dict[bytes, str] = {}

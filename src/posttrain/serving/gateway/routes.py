@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from functools import partial
 from importlib import resources
+from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 import orjson
@@ -17,11 +18,13 @@ import orjson
 from posttrain.serving.access.records import Principal, Refusal
 from posttrain.serving.gateway import replies
 from posttrain.serving.gateway.context import Context
+from posttrain.serving.gateway.ensemble import Ensemble
 from posttrain.serving.gateway.events import Endpoint
 from posttrain.serving.gateway.exchange import Exchange
 from posttrain.serving.gateway.feedback import BadFeedback, feedback_row
 from posttrain.serving.gateway.identity import REQUEST_ID_HEADER, read_asker
 from posttrain.serving.gateway.metrics import Gauge, exposition, labels, rss_bytes
+from posttrain.serving.gateway.metrics_page import MetricsShelf
 from posttrain.serving.gateway.replies import ApiError
 from posttrain.serving.gateway.server import Request, ServerConnection
 
@@ -41,6 +44,9 @@ class Routes:
 
     def __init__(self, context: Context) -> None:
         self._context = context
+        folder = context.config.metrics_folder
+        self.shelf = None if folder is None else MetricsShelf(Path(folder), context.config.name)
+        """Where the other workers' metrics are."""
         self.draining = False
         """No new connection comes; what comes on the old ones is answered."""
         read = (b"GET", b"HEAD")
@@ -59,7 +65,10 @@ class Routes:
 
     def identify(self, request: Request) -> None:
         """See :class:`~posttrain.serving.gateway.server.Application`."""
-        request.id = self._context.ids.choose(request.headers.get(REQUEST_ID_HEADER))
+        context = self._context
+        # Where there are keys, ids of one's own are for who has one: ``examine`` sees to it.
+        given = request.headers.get(REQUEST_ID_HEADER) if context.access is None else None
+        request.id = context.ids.choose(given)
 
     def examine(self, request: Request) -> ApiError | None:
         """See :class:`~posttrain.serving.gateway.server.Application`."""
@@ -72,12 +81,16 @@ class Routes:
             route = self._one_model
         if request.method not in route.methods:
             return self._refused(replies.wrong_method(" or ".join(item.decode() for item in route.methods)))
-        access = self._context.access
+        context = self._context
+        access, headers = context.access, request.headers
         if access is not None and route.scope:
-            found = access.check(request.headers.get(b"authorization"), route.scope, None)
+            found = access.check(headers.get(b"authorization"), route.scope, None)
             if isinstance(found, Refusal):
                 return self._refused(replies.refused(*found))
             request.principal = found
+            if REQUEST_ID_HEADER in headers:
+                tenant = context.pseudonyms.of("tenant", found.tenant)
+                request.id = context.ids.choose(headers[REQUEST_ID_HEADER], tenant)
         return None
 
     def handle(self, connection: ServerConnection, request: Request) -> None:
@@ -112,7 +125,10 @@ class Routes:
         tenant = None if principal is None else principal.tenant
         asker = read_asker(headers, body, tenant, context.pseudonyms)
         seating = route.seat(asker.unit(route.unit, request.id.decode()))
-        Exchange(context, connection, request, endpoint).start(body, asker, seating)
+        if route.is_routed:
+            seating = route.choose(seating, endpoint, body, headers)
+        kind = Exchange if seating.team is None else Ensemble
+        kind(context, connection, request, endpoint).start(body, asker, seating)
 
     def _allows(self, principal: Principal | None, model: str) -> bool:
         access = self._context.access
@@ -170,12 +186,21 @@ class Routes:
             "log": "ok" if log.failing is None else log.failing,
             "lost_rows": context.metrics.lost_rows,
         }
+        if failing := _failing(context):
+            says["routers"] = failing
         refuses = log.failing is not None and log.refuses
         if refuses:
             says["status"] = "refusing"
         connection.reply(request, 503 if self.draining or refuses else 200, orjson.dumps(says))
 
     def _metrics(self, connection: ServerConnection, request: Request) -> None:
+        page = self.metrics_page()
+        if self.shelf is not None:
+            page = self.shelf.page(page)
+        connection.reply(request, 200, page, content_type=replies.TEXT)
+
+    def metrics_page(self) -> bytes:
+        """This worker's metrics, as Prometheus reads them."""
         context = self._context
         plan = context.plan
         breakers, errors, connections = {}, {}, {}
@@ -195,12 +220,17 @@ class Routes:
             Gauge(
                 "log_failing", "1 while rows cannot be written.", {"": float(context.log.failing is not None)}
             ),
+            Gauge(
+                "router_failing",
+                "1 where a route's learned router is not used.",
+                {labels(route=model): 1.0 for model in _failing(context)},
+            ),
             Gauge("breaker_state", "0 closed, 1 half open, 2 open.", breakers),
             Gauge("upstream_connections", "Connections to upstreams.", connections),
             Gauge("upstream_errors_total", "Calls that failed.", errors, "counter"),
             Gauge("rss_bytes", "Memory of this worker.", {"": rss_bytes()}),
         )
-        connection.reply(request, 200, exposition(context.metrics, gauges), content_type=replies.TEXT)
+        return exposition(context.metrics, gauges)
 
     def _openapi(self, connection: ServerConnection, request: Request) -> None:
         text = resources.files("posttrain.serving.gateway").joinpath("openapi.json").read_bytes()
@@ -222,6 +252,15 @@ def _check(body: Any, endpoint: Endpoint) -> ApiError | None:
     elif "prompt" not in body:
         return replies.invalid("You must provide a prompt parameter.", param="prompt")
     return None
+
+
+def _failing(context: Context) -> dict[str, str]:
+    """Routes whose router does not do all that it should, and why."""
+    return {
+        model: chooser.failing
+        for model, chooser in context.plan.choosers.items()
+        if chooser.failing is not None
+    }
 
 
 def _bad_json(request: Request) -> ApiError:

@@ -16,6 +16,7 @@ from typing import Any
 
 from posttrain.serving.access import Access, SharedBudgets, TlsFiles
 from posttrain.serving.errors import ServingError
+from posttrain.serving.gateway.choosing import Chooser
 from posttrain.serving.gateway.config import WorkerConfig
 from posttrain.serving.gateway.context import Context
 from posttrain.serving.gateway.metrics import Metrics, rss_bytes
@@ -26,10 +27,12 @@ from posttrain.serving.gateway.server import ServerDoor
 from posttrain.serving.gateway.shadow import ShadowQueue
 from posttrain.serving.gateway.upstream import UpstreamHandle
 from posttrain.serving.records import Snapshot
+from posttrain.serving.router.config import RouterConfig
 from posttrain.serving.traffic.pseudonym import load_or_make_secret
 from posttrain.serving.traffic.segments import SegmentWriter
 
 _SWEEP_SECONDS = 0.05
+_SHELVE_SECONDS = 1.0
 _BACKLOG = 4096
 
 
@@ -48,6 +51,7 @@ class Worker:
         self._server: asyncio.Server | None = None
         self._sweeper: asyncio.TimerHandle | None = None
         self._handles: dict[str, dict[str, UpstreamHandle]] = {"user": {}, "shadow": {}}
+        self._choosers: dict[str, Chooser] = {}
         self._tls: TlsFiles | None = None
         self._retired: list[UpstreamHandle] = []
         self.drained_epoch = 0
@@ -97,7 +101,14 @@ class Worker:
         self.port = listener.getsockname()[1]
         self.drained_epoch = snapshot.epoch
         self._sweeper = loop.call_later(_SWEEP_SECONDS, self._sweep)
+        self._shelve()
         return self.port
+
+    def _shelve(self) -> None:
+        """Show the other workers this one's metrics, every second."""
+        if self._routes.shelf is not None and self._server is not None:
+            self._routes.shelf.put(self._routes.metrics_page())
+            asyncio.get_running_loop().call_later(_SHELVE_SECONDS, self._shelve)
 
     def swap(self, snapshot: Snapshot) -> None:
         """Use another snapshot for every request accepted from now on. Raises ServingError for an older one."""
@@ -139,6 +150,9 @@ class Worker:
                 "waiting": context.shadow.waiting,
                 "active": context.shadow.active,
             },
+            "routers_failing": sorted(
+                model for model, chooser in self._choosers.items() if chooser.failing is not None
+            ),
             "lost_rows": metrics.lost_rows,
             "log_failing": context.log.failing,
             "log_backlog_bytes": context.log.backlog_bytes,
@@ -191,13 +205,30 @@ class Worker:
                     handle.pool.retire()
                     self._retired.append(handle)
             self._handles[lane] = new
+        self._choosers = {
+            route.model: self._chooser(route.model, route.router, [choice.name for choice in route.choices])
+            for route in snapshot.routes
+            if route.router is not None
+        }
         return Plan(
             snapshot,
+            choosers=self._choosers,
             worker=self._config.name,
             handles=self._handles["user"],
             shadow_handles=self._handles["shadow"],
             metrics=self._context.metrics,
         )
+
+    def _chooser(self, route: str, config: RouterConfig, choices: list[str]) -> Chooser:
+        """The route's router, as it was made for an earlier snapshot where it is the same and works."""
+        known = self._choosers.get(route)
+        if known is not None and (known.config, known.choices, known.failing) == (
+            config,
+            frozenset(choices),
+            None,
+        ):
+            return known
+        return Chooser(config, choices)
 
     def _look_for_drained(self) -> None:
         epoch = self._context.plan.epoch

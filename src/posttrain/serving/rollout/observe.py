@@ -7,6 +7,8 @@ another order are another sum.
 
 A row belongs to the stage in whose epochs it was *accepted*, so what was answered under 5 % is counted under 5 %,
 however late it ends or is complained about. Times of rows are not compared with each other: workers' clocks may differ.
+Feedback counts only where it is of the tenant whose request it was: who got hold of an id must not be able to roll back
+a candidate for everybody.
 
 *Covered*: ``end``, ``shadow``, ``feedback``, ``verdict``. *Not covered*: ``begin`` rows without an end, until the
 indexer says that they are lost. A request that the client cancelled is a latency above a limit only where it already
@@ -27,6 +29,7 @@ from posttrain.serving.assignment import bucket
 from posttrain.serving.records import BUCKETS
 from posttrain.serving.rollout.fold import Entered
 from posttrain.serving.rollout.records import ComparisonTrigger, RateTrigger, RolloutSpec
+from posttrain.serving.router.config import ROUTED_TAGS
 
 Arm: TypeAlias = Literal["candidate", "control"]
 Row: TypeAlias = Mapping[str, Any]
@@ -125,7 +128,7 @@ class Observation:
     misplaced_examples: tuple[str, ...]
     pairs: Pairs
     waiting: int
-    """Feedback whose request was not seen; that of other routes is among it."""
+    """Feedback whose request was not seen; that of other routes is among it, whoever said it."""
     heard_ms: int | None = field(compare=False)
     """When the last row of the candidate came in, by the clock of who observes; else by the row."""
 
@@ -142,6 +145,14 @@ class _Place(NamedTuple):
     stage: int
     arm: Arm
     slices: tuple[str, ...]
+    tenant: str | None
+    """Whose word on the request counts."""
+
+
+class _Said(NamedTuple):
+    what: str
+    id: str
+    tenant: str | None
 
 
 class Observer:
@@ -161,7 +172,7 @@ class Observer:
         self._known: dict[str, int] = {}
         self._places: dict[_Place, int] = {}
         self._place_list: list[_Place] = []
-        self._waiting: dict[str, set[tuple[str, str]]] = {}
+        self._waiting: dict[str, set[_Said]] = {}
         self._incident_ids = set[str]()
         self._verdicts: dict[str, tuple[str, str, bool]] = {}
         self._pairs = Pairs()
@@ -218,7 +229,7 @@ class Observer:
         if arm is None or (arm == "control" and not self._is_sampled(unit)):
             return
         slices = tuple(sorted(self._parts.intersection(row.get("slices") or ()))) if self._parts else ()
-        place = _Place(stage, arm, slices)
+        place = _Place(stage, arm, slices, row.get("tenant"))
         number = self._places.get(place)
         if number is None:
             number = self._places[place] = len(self._place_list)
@@ -231,8 +242,8 @@ class Observer:
         if arm == "candidate":
             heard = row["at_ms"] if received_ms is None else received_ms
             self._heard_ms = heard if self._heard_ms is None else max(self._heard_ms, heard)
-        for what, item in self._waiting.pop(name, ()):
-            self._learn(name, what, item)
+        for said in self._waiting.pop(name, ()):
+            self._learn(name, said)
         if kind == "shadow" and name in self._verdicts:
             self._count_verdict(self._verdicts[name], 1)
 
@@ -246,7 +257,8 @@ class Observer:
         if kind == "shadow":
             return "candidate" if at == "shadow" else None
         if at == "production":
-            return "candidate" if row["lane"] == "production" else None
+            mine = row["lane"] == "production" and not self._is_anothers(row)
+            return "candidate" if mine else None
         if row["lane"] == "canary":
             return "candidate" if at == "canary" else None
         return "control" if row["lane"] == "production" and row.get("arm") in ("", "control", None) else None
@@ -264,7 +276,13 @@ class Observer:
         # A candidate that answers where another should, or the other way about. Without a release nothing is known.
         if release is None or row.get("arm") not in ("", "control", "candidate", None):
             return False
+        if lane == "production" and _is_routed(row):
+            return False
         return bool((release == spec.release) != candidate and not self._same_release())
+
+    def _is_anothers(self, row: Row) -> bool:
+        """An answer of the production stage that the route's router gave to a target that is not the candidate."""
+        return row.get("release") != self._spec.release and _is_routed(row)
 
     def _same_release(self) -> bool:
         """An A/A rollout, whose candidate is what serves: releases tell nothing apart."""
@@ -323,25 +341,28 @@ class Observer:
     def _feedback(self, row: Row) -> None:
         what = row["type"]
         if what == "incident" or (what == "abandon" and (row.get("value") is None or row["value"] > 0)):
+            said = _Said(what, row["id"], row.get("tenant"))
             if row["of"] in self._known:
-                self._learn(row["of"], what, row["id"])
+                self._learn(row["of"], said)
             else:
-                self._waiting.setdefault(row["of"], set()).add((what, row["id"]))
+                self._waiting.setdefault(row["of"], set()).add(said)
 
-    def _learn(self, request: str, what: str, item: str) -> None:
+    def _learn(self, request: str, said: _Said) -> None:
         code = self._known[request]
-        if what == "incident":
-            if item in self._incident_ids:
+        place = self._place_list[code // 2]
+        if said.tenant != place.tenant:
+            return
+        if said.what == "incident":
+            if said.id in self._incident_ids:
                 return
-            self._incident_ids.add(item)
+            self._incident_ids.add(said.id)
         elif code % 2:
             return
         else:
             self._known[request] = code + 1
-        place = self._place_list[code // 2]
         for part in (None, *place.slices):
             tally = self._tally(Key(place.stage, place.arm, part))
-            if what == "incident":
+            if said.what == "incident":
                 tally.incidents += 1
             else:
                 tally.abandons += 1
@@ -426,3 +447,8 @@ def _limits(spec: RolloutSpec) -> tuple[tuple[str, float], ...]:
             }
         )
     )
+
+
+def _is_routed(row: Row) -> bool:
+    """Whether a router or an aggregation decided who answers: then the release says nothing about the bucket."""
+    return any(tag.startswith(ROUTED_TAGS) for tag in row.get("slices") or ())

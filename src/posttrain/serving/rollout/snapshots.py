@@ -7,6 +7,7 @@ was changed since: production is the target that the rollout wrote down before i
 from __future__ import annotations
 
 from collections.abc import Iterable
+from typing import Any
 
 from posttrain.serving.errors import RolloutError
 from posttrain.serving.records import Canary, Route, Shadow, Snapshot, Upstream
@@ -61,13 +62,13 @@ def _route(before: Route | None, spec: RolloutSpec, state: RolloutState) -> Rout
         canary = Canary(target=spec.candidate, share=stage.share, salt=spec.salt)
     if stage is not None and stage.kind == "shadow":
         shadow = Shadow(target=spec.candidate, share=stage.share, salt=spec.shadow_salt)
-    return Route(
-        model=spec.route,
-        production=production,
-        canary=canary,
-        shadow=shadow,
+    changes: dict[str, Any] = {
+        "production": production,
+        "canary": canary,
+        "shadow": shadow,
         # An experiment goes on among the users that remain, and is over when its production is replaced.
-        experiment=before.experiment if before is not None and production == before.production else None,
-        unit=spec.unit,
-        rollout=spec.id if state.active else None,
-    )
+        "experiment": before.experiment if before is not None and production == before.production else None,
+        "unit": spec.unit,
+        "rollout": spec.id if state.active else None,
+    }
+    return Route(model=spec.route, **changes) if before is None else before.model_copy(update=changes)

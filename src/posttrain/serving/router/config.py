@@ -15,6 +15,13 @@ from pydantic import Field, ValidationError, field_validator, model_validator
 from posttrain.core.documents import Record
 from posttrain.core.errors import ConfigError
 
+PRODUCTION = "production"
+"""What rules and aggregations call a route's production, whichever target that is now: a rollout that replaces it
+changes no rule."""
+
+ROUTED_TAGS = ("router:", "aggregate:")
+"""How the tags begin by which a row says who decided; no client can give a request such a tag."""
+
 
 class RegexMatch(Record):
     """A pattern is found in the beginning of the text.
@@ -76,7 +83,8 @@ Match: TypeAlias = Annotated[
 class RouteRule(Record):
     """Where all of ``match`` holds, ``target`` answers."""
 
-    name: str = Field(min_length=1)
+    name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._=+-]{0,39}$")
+    """Stands in rows, as a part of a tag."""
     match: tuple[Match, ...] = Field(min_length=1)
     target: str = Field(min_length=1)
 
@@ -97,18 +105,31 @@ class RouterConfig(Record):
             raise ValueError(f"rules: {twice[0]!r} is there twice")
         return self
 
+    def names(self) -> tuple[str, ...]:
+        """Every target that it may choose, but for those that its learned router names."""
+        return (self.fallback, *(rule.target for rule in self.rules))
+
 
 class _Aggregation(Record):
     targets: tuple[str, ...] = Field(min_length=2, max_length=16)
     """Who is asked, all at once."""
     min_answers: int = Field(1, ge=1)
     """Fewer than these, and the request fails."""
+    seconds: float = Field(60.0, gt=0)
+    """How long each call may take; a target that takes longer is left out."""
 
     @model_validator(mode="after")
     def _enough(self) -> Self:
         if self.min_answers > len(self.targets):
             raise ValueError(f"min_answers is {self.min_answers}, and {len(self.targets)} are asked")
+        twice = [name for name, count in Counter(self.targets).items() if count > 1]
+        if twice:
+            raise ValueError(f"targets: {twice[0]!r} is there twice")
         return self
+
+    def names(self) -> tuple[str, ...]:
+        """Every target that it calls."""
+        return self.targets
 
 
 class Vote(_Aggregation):
@@ -129,6 +150,10 @@ class JudgePicks(_Aggregation):
     judge: str = Field(min_length=1)
     """The target that judges."""
 
+    def names(self) -> tuple[str, ...]:
+        """Every target that it calls."""
+        return (*self.targets, self.judge)
+
 
 class Synthesise(_Aggregation):
     """One more model writes an answer from all of them."""
@@ -136,6 +161,10 @@ class Synthesise(_Aggregation):
     kind: Literal["synthesise"] = "synthesise"
     writer: str = Field(min_length=1)
     """The target that writes."""
+
+    def names(self) -> tuple[str, ...]:
+        """Every target that it calls."""
+        return (*self.targets, self.writer)
 
 
 Aggregation: TypeAlias = Annotated[Vote | JudgePicks | Synthesise, Field(discriminator="kind")]

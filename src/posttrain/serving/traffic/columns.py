@@ -86,6 +86,7 @@ REQUESTS = Table(
         "tenant": _text,
         "user": _text,
         "conversation": _text,
+        "unit": _text,
         "stream": _integer,
         "status": _integer,
         "finish": _text,

@@ -41,7 +41,7 @@ class TrafficConfig(Record):
     sink: str | None = None
     """Database of the index: ``sqlite:///PATH`` or ``postgresql://…``; default ``index.sqlite`` beside the segments."""
     history_after_seconds: float | None = Field(86_400.0, ge=0)
-    """Indexed segments older than this become Parquet; None: they stay as they are."""
+    """Indexed segments older than this become Parquet, where pyarrow is installed; None: they stay as they are."""
     retention_days: float | None = Field(None, gt=0)
     """What is older is removed everywhere; None: nothing is."""
 

@@ -3,6 +3,10 @@
 Here: the secret and the hash. Without the secret a hash says nothing; with it, and a name, ``posttrain log forget``
 finds a person's rows. Throwing the secret away makes every hash anonymous, for good. The secret is ``secret`` in the
 *traffic* folder (beside the segments), for every process of one gateway the same.
+
+A user of one name is one user, whichever tenant he came by: somebody who meets two applications stays in one arm, and
+forgetting a name needs no list of the tenants there ever were. So where tenants number their users, forgetting ``42``
+forgets each tenant's ``42``; rows say the tenant beside the user, by which questions can tell them apart.
 """
 
 from __future__ import annotations
@@ -16,6 +20,8 @@ from posttrain.core.atomic import make_folder, move_new, sync_folder, unique_nam
 from posttrain.serving.errors import TrafficLogError
 
 _SECRET_BYTES = 32
+MAX_NAME = 256
+"""Characters of a name that are looked at."""
 
 
 def load_or_make_secret(folder: Path) -> bytes:
@@ -42,5 +48,5 @@ def load_or_make_secret(folder: Path) -> bytes:
 
 def pseudonym(secret: bytes, kind: str, text: str) -> str:
     """16 bytes in hex for a name of this kind: ``user``, ``conversation``, ``tenant``."""
-    data = f"{kind}\0{text}".encode("utf-8", "surrogatepass")
+    data = f"{kind}\0{text[:MAX_NAME]}".encode("utf-8", "surrogatepass")
     return hashlib.blake2b(data, digest_size=16, key=secret).hexdigest()

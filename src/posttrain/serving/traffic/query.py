@@ -122,13 +122,16 @@ def shadows_of(index: TrafficIndex, name: str) -> list[RequestRow]:
 
 
 def feedback_of(index: TrafficIndex, name: str) -> list[FeedbackRow]:
-    """What was said of a request, oldest first."""
-    query = f'SELECT {_names(FEEDBACK)} FROM feedback WHERE "of" = ? ORDER BY at_ms, id'
-    return [_record(FeedbackRow, FEEDBACK, found) for found in _select(index, query, (name,))]
+    """What was said of a request by the tenant whose request it was, oldest first; nobody else's word is about it."""
+    query = (
+        f"SELECT {_names(FEEDBACK)} FROM feedback WHERE \"of\" = ? AND COALESCE(tenant, '') ="
+        " COALESCE((SELECT tenant FROM requests WHERE id = ?), '') ORDER BY at_ms, id"
+    )
+    return [_record(FeedbackRow, FEEDBACK, found) for found in _select(index, query, (name, name))]
 
 
 def feedback(index: TrafficIndex, since_ms: int = 0, until_ms: int | None = None) -> Iterator[FeedbackRow]:
-    """All feedback in order of time."""
+    """All feedback in order of time, also that on requests of another tenant: see :func:`feedback_of`."""
     last: tuple[Any, ...] = (since_ms, "")
     until = "" if until_ms is None else f" AND at_ms < {int(until_ms)}"
     while True:

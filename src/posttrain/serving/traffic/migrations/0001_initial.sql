@@ -26,6 +26,7 @@ CREATE TABLE requests (
     tenant TEXT,
     "user" TEXT,
     conversation TEXT,
+    unit TEXT,
     stream BIGINT,
     status BIGINT,
     finish TEXT,
