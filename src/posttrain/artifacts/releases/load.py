@@ -6,6 +6,7 @@ Here: verify, then hand over paths. Not here: the checks (``verify``), any engin
 from __future__ import annotations
 
 import contextlib
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
@@ -35,6 +36,8 @@ class LoadedAdapter:
     digest: str
     """Of its piece (``Piece.identity``)."""
     folder: Path
+    files: Mapping[str, str]
+    """Path below ``folder`` to digest, as the release has them."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -133,14 +136,23 @@ def _loaded(home: Home, artifact: Artifact, manifest: ReleaseManifest, external:
             return found / PurePosixPath(next(iter(piece.files))).name
         return inside[0] if len(inside) == 1 else found
 
-    adapters = [(a.name, a.piece.identity, folder(a.piece)) for a in manifest.adapters]
+    def files(piece: ArtifactPiece | FilesPiece) -> dict[str, str]:
+        if isinstance(piece, ArtifactPiece):
+            return {entry.path: entry.digest for entry in home.store.get(piece.digest).files}
+        top = _common_folder(piece)
+        return {
+            PurePosixPath(path).relative_to(top).as_posix(): digest for path, digest in piece.files.items()
+        }
+
     template = manifest.chat_template
     return LoadedRelease(
         digest=artifact.digest,
         manifest=manifest,
         base=folder(manifest.base),
         adapters=tuple(
-            LoadedAdapter(name, digest, path) for name, digest, path in adapters if path is not None
+            LoadedAdapter(adapter.name, adapter.piece.identity, path, files(adapter.piece))
+            for adapter in manifest.adapters
+            if not isinstance(adapter.piece, ExternalPiece) and (path := folder(adapter.piece)) is not None
         ),
         tokenizer=folder(manifest.tokenizer),
         chat_template=file_or_folder(template),

@@ -18,6 +18,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from pydantic import ValidationError
+
 from posttrain.artifacts.errors import ReleaseError
 from posttrain.artifacts.home import Home
 from posttrain.artifacts.releases.load import LoadedRelease, load_release
@@ -152,9 +154,12 @@ class Deployer:
         now, stopped = time.monotonic(), []
         with self._one:
             for key, engine in list(self._engines.items()):
-                for name in engine.adapters.loaded():
+                for name, held in engine.adapters.loaded().items():
                     if name not in models:
                         engine.adapters.unroute(name)
+                    elif held.state == "ready":
+                        # It may have been seen here between its loading and the snapshot that names it.
+                        engine.adapters.route(name)
                 if engine.name in needed:
                     engine.unneeded_since = None
                     continue
@@ -264,7 +269,16 @@ class Deployer:
                 f"release {loaded.manifest.name} has the adapters {', '.join(names)}", hint=hint
             )
         adapter = chosen[0]
-        ref = AdapterRef(name=adapter.name, digest=adapter.digest, folder=adapter.folder)
+        try:
+            ref = AdapterRef(
+                name=adapter.name, digest=adapter.digest, folder=adapter.folder, files=adapter.files
+            )
+        except ValidationError as error:
+            first = error.errors(include_input=False)[0]
+            raise ReleaseRefused(
+                f"release {loaded.manifest.name} has an adapter {adapter.name!r} that cannot be served: {first['msg']}",
+                hint="make a release whose adapter is named with letters, digits and ._-",
+            ) from error
         name = engine.adapters.load(ref)
         engine.adapters.route(name)
         return name, adapter.digest
