@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import json
-import pickle
 import shutil
 from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
@@ -16,12 +15,9 @@ import pytest
 from posttrain.artifacts.home import Home, open_home
 from posttrain.artifacts.records import Artifact
 from posttrain.artifacts.releases.create import create_release
-from posttrain.core.errors import PosttrainError
 from posttrain.core.settings import Settings
 from posttrain.serving.config import ServeConfig
 from posttrain.serving.control.control import Control
-from posttrain.serving.control.deploy import Deployer
-from posttrain.serving.errors import EngineError
 from posttrain.serving.traffic.follow import Follower
 from tests.serving.drivers_world import QUESTIONS, World, ask_all
 from tests.serving.gateway_world import Client, run
