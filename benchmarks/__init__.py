@@ -52,6 +52,7 @@ BENCHMARKS = (
     Benchmark(
         "traffic", 3, "the traffic log against logging, JSON lines with fsync, and SQLite a row at a time"
     ),
+    Benchmark("gateway_replay", 1, "an hour of real traffic through a gateway against the server's own time"),
     Benchmark("cli_start", 10, "`posttrain --help` against `trl --help` and an empty Python"),
 )
 
