@@ -7,6 +7,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+import openai
 import pytest
 
 from posttrain.serving.access import Budgets, KeyFile
@@ -236,6 +237,22 @@ def test_a_streaming_client_gets_it_in_one_piece(tmp_path: Path, asked: bool) ->
             assert (reply.status, reply.code) == (502, "upstream_error")
             for name in "abc":
                 await place.ups[name].start()
+
+    run(test)
+
+
+def test_the_openai_package_reads_it(tmp_path: Path) -> None:
+    async def test() -> None:
+        async with world(tmp_path, "a", "b", "c", "d", routing=team(Vote(targets=THREE))) as place:
+            url = f"http://127.0.0.1:{place.worker.port}/v1"
+            async with openai.AsyncOpenAI(base_url=url, api_key="any", max_retries=0) as client:
+                messages: Any = chat()["messages"]
+                whole = await client.chat.completions.create(model="m", messages=messages)
+                assert whole.choices[0].message.content == "a says v1@1" and whole.usage
+                stream = await client.chat.completions.create(model="m", messages=messages, stream=True)
+                parts = [part async for part in stream]
+                assert "".join(part.choices[0].delta.content or "" for part in parts) == "a says v1@1"
+                assert [part.choices[0].finish_reason for part in parts] == [None, "stop"]
 
     run(test)
 
