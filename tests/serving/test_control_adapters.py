@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import pickle
 import shutil
 from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
@@ -15,11 +16,16 @@ import pytest
 from posttrain.artifacts.home import Home, open_home
 from posttrain.artifacts.records import Artifact
 from posttrain.artifacts.releases.create import create_release
+from posttrain.core.errors import PosttrainError
 from posttrain.core.settings import Settings
 from posttrain.serving.config import ServeConfig
+from posttrain.serving.control.admin import AdminClient
 from posttrain.serving.control.control import Control
+from posttrain.serving.errors import ServingError
 from posttrain.serving.traffic.follow import Follower
-from tests.serving.drivers_world import QUESTIONS, World, ask_all
+from tests.serving.control_gateway_world import CONTRACT, SUITE
+from tests.serving.drivers_stale_engine import StaleEngine
+from tests.serving.drivers_world import QUESTIONS, World, ask, ask_all
 from tests.serving.gateway_world import Client, run
 
 pytestmark = pytest.mark.xdist_group("drivers")
@@ -78,7 +84,7 @@ async def gateway(home: Home, config: ServeConfig) -> AsyncIterator[Control]:
         yield control
 
 
-@pytest.mark.parametrize("engine", list(ENGINES))
+@pytest.mark.parametrize("engine", ["transformers", pytest.param("llama_cpp", marks=pytest.mark.slow)])
 def test_two_adapters_and_their_base_are_served_at_once_by_one_engine(
     drivers_world: World, tmp_path: Path, engine: str
 ) -> None:
@@ -127,3 +133,134 @@ async def streamed(port: int, model: str, question: str) -> str:
     return "".join(
         event["choices"][0]["delta"].get("content") or "" for event in reply.events[:-1] if event["choices"]
     )
+
+
+# What comes from outside: names and paths
+
+NAMES = (
+    "..", "../../red", "a/b", "a\0b", "\uff52\uff45\uff44", "r\u0435d", " red", "red\n", ".red", "r" * 64, "red@1",
+    "red/../..",
+)  # fmt: skip
+"""Of adapters."""
+REFERENCES = (
+    "../../red", "release/../red", "/etc/passwd", "red\0", "", "r\u0435d", 7, ["red"], {"a": 1}, None,
+)  # fmt: skip
+"""Of releases."""
+PATHS = (
+    "/v1/rollouts/../../keys.json", "/v1/rollouts/%2e%2e%2fadmin.json", "/v1/rollouts/..", "/admin.json",
+)  # fmt: skip
+"""Of the admin surface."""
+
+
+@asynccontextmanager
+async def watched(home: Home, world: World) -> AsyncIterator[tuple[Control, StaleEngine]]:
+    """A gateway whose route runs releases on an engine that says what it was asked to load."""
+    engine = StaleEngine(world.model.folder)
+    data = {
+        "listen": "127.0.0.1:0",
+        "workers": 1,
+        "grace_seconds": 5,
+        "upstreams": [{"name": "old", "url": engine.url}],
+        "routes": [
+            {
+                "model": "m",
+                "production": {"upstream": "old", "model": "base"},
+                "engine": {"engine": "openai", "url": engine.url, "adapter_api": "vllm"},
+            }
+        ],
+    }
+    try:
+        async with gateway(home, ServeConfig.model_validate(data)) as control:
+            yield control, engine
+    finally:
+        engine.close()
+
+
+async def propose(control: Control, release: Any, **more: Any) -> str:
+    """Why a rollout of it is refused; the call itself must be answered."""
+    admin = AdminClient(control.folder)
+    asked = {"release": release, "contract": CONTRACT, "suite": SUITE, "start": False, "by": "test", **more}
+    try:
+        rollout = await asyncio.to_thread(admin.call, "POST", "/v1/rollouts", asked)
+    except ServingError as error:
+        assert "no gateway answers" not in str(error), "the call was not answered at all"
+        return str(error)
+    await asyncio.to_thread(admin.call, "POST", f"/v1/rollouts/{rollout['id']}/abort", {"by": "test"})
+    return ""
+
+
+def test_what_names_or_holds_an_adapter_may_not_lead_anywhere_else(
+    drivers_world: World, tmp_path: Path
+) -> None:
+    home = make_home(tmp_path, drivers_world, ("red",))
+    model = keep(home, "model", drivers_world.model.folder)
+    source = drivers_world.adapters["red"].folder
+    made: dict[str, str] = {}
+
+    def release(name: str, adapter: Artifact, called: str = "tone") -> None:
+        """A release with this adapter, where one can be made."""
+        pieces = [{"name": called, "piece": adapter.digest}]
+        try:
+            create_release(home, {"name": name, "model": model.digest, "adapters": pieces})
+            made[name] = ""
+        except (PosttrainError, ValueError) as error:
+            made[name] = str(error)
+
+    good = keep(home, "adapter", source)
+    for number, called in enumerate(NAMES):
+        release(f"name-{number}", good, called)
+    folder = tmp_path / "pickle"
+    shutil.copytree(source, folder)
+    (folder / "adapter_model.safetensors").write_bytes(pickle.dumps({"weight": [1.0]}))
+    release("pickle", keep(home, "adapter", folder))
+    (folder / "adapter_model.safetensors").rename(folder / "adapter_model.bin")
+    release("bin", keep(home, "adapter", folder))
+    release("no-weights", keep(home, "adapter", source, only=("adapter_config.json",)))
+    release("a-model", model)
+    linked, grown = (keep(home, "adapter", drivers_world.adapters[name].folder) for name in ("blue", "green"))
+    release("linked", linked)
+    release("grown", grown)
+    weights = home.store.view(linked) / "adapter_model.safetensors"
+    weights.parent.chmod(0o755)
+    weights.unlink()
+    weights.symlink_to(drivers_world.adapters["blue"].folder / "adapter_model.safetensors")
+    outside = tmp_path / "outside"
+    shutil.copytree(drivers_world.adapters["green"].folder, outside)
+    view = home.store.view(grown)
+    view.parent.chmod(0o755)
+    view.chmod(0o755)
+    shutil.rmtree(view)
+    view.symlink_to(outside)
+    (outside / "adapter_model.safetensors").write_bytes(
+        (drivers_world.adapters["blue"].folder / "adapter_model.safetensors").read_bytes()
+    )
+
+    async def test() -> None:
+        async with watched(home, drivers_world) as (control, engine):
+            refused = {
+                name: why or await propose(control, name)
+                for name, why in made.items()
+            }  # fmt: skip
+            healed = {name for name, why in refused.items() if not why}
+            assert healed <= {"linked", "grown"}, refused
+            # A view that was meddled with is made again from the store, or refused; what it led to is never loaded.
+            for name in healed:
+                artifact, colour = (linked, "blue") if name == "linked" else (grown, "green")
+                served = f"tone@{artifact.digest.removeprefix('sha256:')[:12]}"
+                said = await asyncio.to_thread(ask, engine.url, served, QUESTIONS[0])
+                assert said == drivers_world.texts[colour][QUESTIONS[0]]
+            assert (outside / "adapter_model.safetensors").exists(), "what is not the store's was removed"
+            assert len(engine.models) == 1 + len(healed)
+            for reference in REFERENCES:
+                assert await propose(control, reference), reference
+            for adapter in ("../red", "red\0", "r\u0435d", "/", 7, ["red"]):
+                assert await propose(control, "red", adapter=adapter), adapter
+            assert len(engine.models) == 1 + len(healed)
+            admin = AdminClient(control.folder)
+            for path in PATHS:
+                with pytest.raises(ServingError, match=r"no rollout|there is no"):
+                    await asyncio.to_thread(admin.call, "GET", path)
+            assert await propose(control, "red") == ""
+            assert len(engine.models) == 2 + len(healed)
+
+    run(test, 120)

@@ -69,7 +69,7 @@ async def tenants(folder: Path, **options: Any) -> AsyncIterator[Tenants]:
     """``ann`` and ``bob``, with a key each."""
     file = KeyFile(folder / "keys.json")
     keys = {name: file.create_key(name, **options.pop(name, {})) for name in ("ann", "bob")}
-    access = {"access": str(file.path), "budgets": str(folder / "budgets")}
+    access: dict[str, Any] = {"access": str(file.path), "budgets": str(folder / "budgets")}
     async with world(folder / "log", **access, **options) as place:
         yield Tenants(place, file, keys)
 
