@@ -34,6 +34,8 @@ class ApiError(NamedTuple):
     param: str | None = None
     retry_after: int | None = None
     """Seconds after which it is worth asking again."""
+    allow: str | None = None
+    """Methods that would do."""
 
     def body(self) -> bytes:
         """OpenAI's error JSON."""
@@ -43,7 +45,10 @@ class ApiError(NamedTuple):
 
     def headers(self) -> bytes:
         """Header lines of its own."""
-        return b"" if self.retry_after is None else b"retry-after: %d\r\n" % self.retry_after
+        lines = b"" if self.retry_after is None else b"retry-after: %d\r\n" % self.retry_after
+        if self.allow is not None:
+            lines += b"allow: %b\r\n" % self.allow.encode()
+        return lines + b"www-authenticate: Bearer\r\n" if self.status == 401 else lines
 
 
 class _Date:
@@ -115,9 +120,10 @@ def unknown_path(method: str, path: str) -> ApiError:
     return invalid(f"Unknown request URL: {method} {path[:200]}.", code="unknown_url", status=404)
 
 
-def wrong_method(allowed: str) -> ApiError:
+def wrong_method(*allowed: str) -> ApiError:
     """405."""
-    return invalid(f"Only {allowed} is allowed here.", code="method_not_allowed", status=405)
+    error = invalid(f"Only {' or '.join(allowed)} is allowed here.", code="method_not_allowed", status=405)
+    return error._replace(allow=", ".join(allowed))
 
 
 def unknown_model(model: str) -> ApiError:

@@ -80,7 +80,7 @@ class Routes:
                 )
             route = self._one_model
         if request.method not in route.methods:
-            return self._refused(replies.wrong_method(" or ".join(item.decode() for item in route.methods)))
+            return self._refused(replies.wrong_method(*(item.decode() for item in route.methods)))
         context = self._context
         access, headers = context.access, request.headers
         if access is not None and route.scope:
