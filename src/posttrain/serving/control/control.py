@@ -21,6 +21,7 @@ from posttrain.artifacts.errors import ConflictError
 from posttrain.artifacts.home import Home
 from posttrain.core.atomic import locked, make_folder
 from posttrain.core.clock import utc_now
+from posttrain.core.errors import PosttrainError, StoreError
 from posttrain.serving.config import ServeConfig, split_address
 from posttrain.serving.control.admin import AdminServer
 from posttrain.serving.control.boot import first_snapshot
@@ -249,10 +250,10 @@ class Control:
             try:
                 await self.rollouts.tick(rows)
                 self.failure = None
-            except ServingError as error:
+            except PosttrainError as error:
                 # It is tried again at the next look; until then the status and the journal say why.
                 if str(error) != self.failure:
-                    self.journal("control", "rollout.failed", self.config.name, {"error": str(error)})
+                    self._note_failure("rollout.failed", self.config.name, error)
                 self.failure = str(error)
 
     async def _watch_engines(self) -> None:
@@ -262,14 +263,17 @@ class Control:
             for target in [target for route in self.swapper.current.routes for target in route.targets()]:
                 if await asyncio.to_thread(self.deployer.is_well, target):
                     continue
+                why = f"the engine of {target.name} was started again"
                 try:
                     _, held = await self.deployer.ready(target, ())
-                except ServingError as error:
-                    self.journal("control", "engine.failed", target.name, {"error": str(error)})
-                    continue
-                await self.swapper.swap(
-                    _with_upstreams(held), f"the engine of {target.name} was started again"
-                )
+                    await self.swapper.swap(_with_upstreams(held), why)
+                except PosttrainError as error:
+                    self._note_failure("engine.failed", target.name, error)
+
+    def _note_failure(self, action: str, subject: str, error: PosttrainError) -> None:
+        """In the journal, unless a full disk is what failed: control goes on."""
+        with contextlib.suppress(StoreError):
+            self.journal("control", action, subject, {"error": str(error)})
 
 
 def _with_upstreams(held: tuple[Upstream, ...]) -> Change:

@@ -10,6 +10,7 @@ rollout's journal, then the snapshot on disk, then the workers. A snapshot that 
 
 from __future__ import annotations
 
+import contextlib
 import json
 import time
 from collections.abc import Callable, Iterable, Mapping
@@ -18,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from posttrain.core.atomic import write_atomic
-from posttrain.core.errors import UnknownReferenceError
+from posttrain.core.errors import StoreError, UnknownReferenceError
 from posttrain.core.suggest import did_you_mean
 from posttrain.serving.control.history import Latches
 from posttrain.serving.control.rollback import Journal, Rollback, RollbackReport
@@ -375,7 +376,9 @@ class RolloutKeeper:
     def _alert(self, spec: RolloutSpec, what: str, line: str) -> None:
         alert = {"at_ms": now_ms(), "rollout": spec.id, "route": spec.route, "what": what, "line": line}
         self._alerts.append(alert)
-        self._journal(CONTROL, f"rollout.{what}", spec.id, {"route": spec.route, "line": line})
+        # A journal that cannot be written now must not keep a bad candidate in traffic.
+        with contextlib.suppress(StoreError):
+            self._journal(CONTROL, f"rollout.{what}", spec.id, {"route": spec.route, "line": line})
 
 
 def _unique(name: str) -> str:
