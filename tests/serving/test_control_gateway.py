@@ -31,6 +31,7 @@ from tests.serving.control_gateway_world import (
     upstreams,
 )
 from tests.serving.gateway_world import Client, chat, run
+from tests.serving.test_gateway_limits import file_size_limit
 
 pytestmark = pytest.mark.xdist_group("control")
 
@@ -484,3 +485,33 @@ async def left_alone(control: Control) -> None:
     await asyncio.to_thread(control._admin.stop)
     assert control._reserved is not None
     control._reserved.close()
+
+
+def test_control_outlives_a_full_disk_and_rolls_back_as_soon_as_it_can(tmp_path: Path) -> None:
+    async def test() -> None:
+        async with gateway(tmp_path) as place:
+            name, model = make_release(place.home, "v2")
+            async with place.load():
+                rollout = await roll_out(place, name, model, auto_advance=False)
+                for _ in range(3):
+                    await place.until(lambda: advanced(place, rollout["id"]))
+                control = place.control
+                # The limits are this process's, which is control's. With the first, nothing can be written.
+                with file_size_limit(100):
+                    place.new.always = {"status": 500}
+                    await place.until(lambda: control.failure)
+                    await asyncio.sleep(0.5)
+                    assert not any(task.done() for task in control._tasks)
+                    assert (await place.call("GET", "/v1/status"))["failure"]
+                    assert control.swapper.current.routes[0].canary is not None
+                # With the second, the registry's journal cannot: the traffic moves all the same.
+                with file_size_limit(20_000):
+                    await place.until(lambda: control.swapper.current.routes[0].canary is None)
+                    await place.until(lambda: "registry" in (control.failure or ""))
+                done = await finished(place, rollout)
+                await place.until(lambda: control.failure is None)
+            assert done["phase"] == "ROLLED_BACK"
+            assert [entry.action for entry in place.home.registry.journal()].count("rollback") == 1
+        agreed(place.control)
+
+    run(test, 120)

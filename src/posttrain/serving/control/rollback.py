@@ -12,12 +12,14 @@ its times are those of a real one.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import time
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 from posttrain.core.clock import utc_now
+from posttrain.core.errors import StoreError
 from posttrain.serving.control.history import (
     Latch,
     Latches,
@@ -81,6 +83,8 @@ class Rollback:
         self._journal = journal
         self._took_over = took_over
         self._end_workers = end_workers
+        self._owed: list[tuple[RollbackReport, Target | None]] = []
+        """Rollbacks that happened and are not in the journal."""
         self._drain_seconds = drain_seconds
 
     async def run(
@@ -146,13 +150,29 @@ class Rollback:
         if swapped.late:  # alive and deaf: it would go on sending users to what was rolled back from
             await self._end_workers(swapped.late)
         moved = target if target != current.production and not drill else None
-        await asyncio.to_thread(self._write_down, report, moved)
+        self._owed.append((report, moved))
+        with contextlib.suppress(
+            StoreError
+        ):  # the traffic has moved; what cannot be written now is written later
+            await self.settle()
         if wait:
             step = time.monotonic()
             report.drained = await self._swapper.drained(swapped.epoch, self._drain_seconds)
             report.milliseconds["drain"] = _since(step)
         report.milliseconds["total"] = _since(begun)
         return report
+
+    @property
+    def owes(self) -> bool:
+        """Whether something is still to be written down."""
+        return bool(self._owed)
+
+    async def settle(self) -> None:
+        """Write down every rollback that is not yet. Raises StoreError where that is not possible now."""
+        while self._owed:
+            report, moved = self._owed[0]
+            await asyncio.to_thread(self._write_down, report, moved)
+            self._owed.pop(0)
 
     def _write_down(self, report: RollbackReport, moved: Target | None) -> None:
         """What waits for a disk, or for another process that has it: after the traffic has moved."""

@@ -10,6 +10,7 @@ rollout's journal, then the snapshot on disk, then the workers. A snapshot that 
 
 from __future__ import annotations
 
+import contextlib
 import json
 import time
 from collections.abc import Callable, Iterable, Mapping
@@ -19,7 +20,7 @@ from typing import Any
 
 from posttrain.core.atomic import write_atomic
 from posttrain.core.clock import utc_now
-from posttrain.core.errors import PosttrainError, UnknownReferenceError
+from posttrain.core.errors import PosttrainError, StoreError, UnknownReferenceError
 from posttrain.core.suggest import did_you_mean
 from posttrain.serving.control.history import Latch, Latches
 from posttrain.serving.control.rollback import Journal, Ready, Rollback, RollbackReport
@@ -270,6 +271,10 @@ class RolloutKeeper:
         """Do what follows from what was seen. What failed, one line each: it is tried again at the next look, and keeps
         no other rollout from its step."""
         failures = []
+        try:
+            await self._rollback.settle()
+        except (PosttrainError, OSError) as error:
+            failures.append(f"a rollback is not written down yet: {error}")
         for running in list(self._running.values()):
             if not self._is_open(running):
                 continue
@@ -508,7 +513,9 @@ class RolloutKeeper:
     def _alert(self, spec: RolloutSpec, what: str, line: str) -> None:
         alert = {"at_ms": now_ms(), "rollout": spec.id, "route": spec.route, "what": what, "line": line}
         self._alerts.append(alert)
-        self._journal(CONTROL, f"rollout.{what}", spec.id, {"route": spec.route, "line": line})
+        # A journal that cannot be written now must not keep a bad candidate in traffic.
+        with contextlib.suppress(StoreError):
+            self._journal(CONTROL, f"rollout.{what}", spec.id, {"route": spec.route, "line": line})
 
 
 def _unique(name: str) -> str:

@@ -94,6 +94,8 @@ class Surface:
             self._control.rollouts.attach(
                 running, attach_decision(self._control.home, given["decision"], by=_by(given))
             )
+        if not given.get("start", True):
+            return self._control.rollouts.status(running)
         try:
             return await self._control.rollouts.act(running, "start", by=_by(given))
         except PosttrainError as error:  # what was refused must not stand in the way of the next one
