@@ -14,6 +14,7 @@ from typing import Any
 import pytest
 
 from posttrain.artifacts.home import open_home
+from posttrain.artifacts.releases.signing import sign_release
 from posttrain.core.settings import Settings
 from posttrain.serving.access.keys import KeyFile
 from posttrain.serving.control.control import TICK_SECONDS, Control
@@ -515,3 +516,32 @@ def test_control_outlives_a_full_disk_and_rolls_back_as_soon_as_it_can(tmp_path:
         agreed(place.control)
 
     run(test, 120)
+
+
+def test_where_signatures_are_wanted_an_unsigned_release_never_meets_traffic(tmp_path: Path) -> None:
+    pytest.importorskip("model_signing")
+    from cryptography.hazmat.primitives import serialization
+    from cryptography.hazmat.primitives.asymmetric import ec
+
+    key = ec.generate_private_key(ec.SECP256R1())
+    private, public = tmp_path / "key.pem", tmp_path / "key.pub"
+    private.write_bytes(
+        key.private_bytes(
+            serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption()
+        )
+    )
+    public.write_bytes(
+        key.public_key().public_bytes(
+            serialization.Encoding.PEM, serialization.PublicFormat.SubjectPublicKeyInfo
+        )
+    )
+
+    async def test() -> None:
+        async with gateway(tmp_path, signatures={"public_key": str(public)}) as place:
+            name, model = make_release(place.home, "v2")
+            with pytest.raises(ServingError, match=r"v2 is refused: signature"):
+                await roll_out(place, name, model)
+            sign_release(place.home, name, private)
+            assert (await roll_out(place, name, model))["phase"] == "GATED"
+
+    run(test, 60)
