@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
-.PHONY: demo test test-slow bench bench-gateway setup lint types layers unit lock docs clean
+.PHONY: demo test test-slow bench bench-gateway bench-replay setup lint types layers unit lock docs clean
 
 demo: setup  ## run the main job: a base model through R1-Zero and R1 (what both need is made once), and where the reports are
 	$(BIN)/posttrain run r1-zero-tiny $(ARGS)
@@ -21,6 +21,9 @@ bench: setup  ## every benchmark, beside what a user would pick instead
 
 bench-gateway: setup  ## the gateway alone: processor time, added time, chunks, memory
 	$(BIN)/python -m benchmarks gateway $(ARGS)
+
+bench-replay: setup  ## real traffic through a gateway; ARGS="--speed 10 --seconds 600", traces in POSTTRAIN_TRACES
+	$(BIN)/python -m benchmarks.gateway_replay $(ARGS)
 
 setup: $(STAMP)  ## the environment
 

@@ -55,6 +55,7 @@ BENCHMARKS = (
     Benchmark(
         "gateway", 5, "a gateway worker with its log, against no gateway and the routers of vLLM and SGLang"
     ),
+    Benchmark("gateway_replay", 1, "an hour of real traffic through a gateway against the server's own time"),
     Benchmark("cli_start", 10, "`posttrain --help` against `trl --help` and an empty Python"),
 )
 

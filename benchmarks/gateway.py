@@ -229,10 +229,12 @@ def _worker(folder: Path, mock: int, environment: Mapping[str, str]) -> Iterator
             with connection, connection.makefile("rb") as heard:
                 start = {"op": "start", "config": config.to_json(), "snapshot": snapshot.to_json()}
                 connection.sendall(json.dumps(start).encode() + b"\n")
-                port = next(m["port"] for m in map(json.loads, heard) if m["op"] == "ready")
+                said = next(m for m in map(json.loads, heard) if m["op"] in ("ready", "failed"))
+                if said["op"] == "failed":
+                    raise SystemExit(f"the worker did not start: {said['error']}")
                 # Somebody must go on listening: the worker tells its counts every second.
                 threading.Thread(target=lambda: [None for _ in heard], daemon=True).start()
-                yield _Target("ours", port, process.pid)
+                yield _Target("ours", said["port"], process.pid)
                 connection.sendall(b'{"op":"stop","grace_seconds":5}\n')
                 process.wait(20)
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import os
+import re
 import signal
 import sys
 from pathlib import Path
@@ -12,8 +13,13 @@ from typing import Any
 
 import pytest
 
-from posttrain.serving.control.control import Control
+from posttrain.artifacts.home import open_home
+from posttrain.artifacts.releases.signing import sign_release
+from posttrain.core.settings import Settings
+from posttrain.serving.access.keys import KeyFile
+from posttrain.serving.control.control import TICK_SECONDS, Control
 from posttrain.serving.errors import ServingError
+from posttrain.serving.rollout.events import Aborted
 from tests.serving.control_gateway_world import (
     CONTRACT,
     STAGES,
@@ -25,7 +31,8 @@ from tests.serving.control_gateway_world import (
     serve_config,
     upstreams,
 )
-from tests.serving.gateway_world import run
+from tests.serving.gateway_world import Client, chat, run
+from tests.serving.test_gateway_limits import file_size_limit
 
 pytestmark = pytest.mark.xdist_group("control")
 
@@ -155,8 +162,8 @@ def test_a_candidate_needs_a_decision_about_itself(tmp_path: Path) -> None:
             for decision in (make_decision(place.home, other), make_decision(place.home, model, "NO-GO")):
                 with pytest.raises(ServingError, match="cannot start now"):
                     await roll_out(place, name, model, decision=decision)
-                left = await place.call("GET", "/v1/rollouts")
-                await place.call("POST", f"/v1/rollouts/{left[-1]['id']}/abort", {"by": "test"})
+                # What was refused does not stand in the way of the next one.
+                assert (await place.call("GET", "/v1/rollouts"))[-1]["phase"] == "ABORTED"
             assert (await roll_out(place, name, model))["phase"] == "GATED"
 
     run(test)
@@ -279,7 +286,7 @@ def test_after_a_restart_a_rollout_goes_on_where_it_was(tmp_path: Path) -> None:
                 assert found["label"] == before["label"] == "canary 10 %"
                 # What was seen before the restart still counts.
                 again = await place.until(lambda: at_least(place, rollout["id"], "", 5, seconds=10))
-                assert again["progress"].split()[0] >= before["progress"].split()[0]
+                assert int(again["progress"].split()[0]) >= int(before["progress"].split()[0])
                 async with place.load() as load:
                     await place.until(lambda: advanced(place, rollout["id"]))
                     await place.until(lambda: load.by_text["new says new"] > 20)
@@ -368,3 +375,173 @@ def test_a_worker_that_the_last_control_could_not_note_is_taken_over_and_one_too
                 await second._stop()
 
     run(test, 120)
+
+
+def test_metrics_are_of_all_workers_whichever_is_asked(tmp_path: Path) -> None:
+    async def test() -> None:
+        async with gateway(tmp_path) as place:
+            async with place.load() as load:
+                await place.until(lambda: load.statuses[200] > 100)
+            asked = sum(load.statuses.values())
+
+            async def counted() -> bool:
+                client = Client(*await asyncio.open_connection("127.0.0.1", place.control.port))
+                page = (await client.ask(None, "/metrics", method="GET")).body.decode()
+                client.close()
+                found = re.findall(r'requests_total\{worker="(w\d)",.*status="200"\} (\d+)', page)
+                return {name for name, _ in found} == {"w0", "w1"} and sum(int(n) for _, n in found) == asked
+
+            await place.until(counted)
+
+    run(test, 60)
+
+
+def test_a_rollback_by_hand_ends_the_rollout_once_and_a_cleared_latch_stays_cleared(tmp_path: Path) -> None:
+    async def test() -> None:
+        async with gateway(tmp_path) as place:
+            name, model = make_release(place.home, "v2")
+            async with place.load():
+                rollout = await roll_out(place, name, model, auto_advance=False)
+                await place.until(lambda: advanced(place, rollout["id"]))
+                await place.until(lambda: advanced(place, rollout["id"]))
+                back = await place.call("POST", "/v1/rollback", {"by": "ann", "reason": "a hunch"})
+                assert back["candidate"] == "v2"
+                await place.call("POST", "/v1/rollback/clear", {"by": "ann"})
+                for _ in range(3):  # several looks at the traffic
+                    await asyncio.sleep(2 * TICK_SECONDS)
+                    assert (await place.call("GET", "/v1/status"))["epoch"] == back["epoch"]
+            status = await place.call("GET", "/v1/status")
+            assert status["latched"] == {}
+            assert status["failure"] is None
+            assert (await place.call("GET", f"/v1/rollouts/{rollout['id']}"))["phase"] == "ROLLED_BACK"
+            # The same by the rollout's own action.
+            second = await roll_out(place, name, model, auto_advance=False)
+            async with place.load():
+                await place.until(lambda: advanced(place, second["id"]))
+                await place.until(lambda: advanced(place, second["id"]))
+                await place.call("POST", f"/v1/rollouts/{second['id']}/rollback", {"by": "ann"})
+                epoch = (await place.call("GET", "/v1/status"))["epoch"]
+                await asyncio.sleep(4 * TICK_SECONDS)
+                status = await place.call("GET", "/v1/status")
+                assert (status["epoch"], status["routes"][0]["canary"]) == (epoch, None)
+            await place.call("POST", "/v1/rollouts/-/clear", {"by": "ann"})
+            assert (await place.call("GET", "/v1/status"))["latched"] == {}
+
+    run(test, 120)
+
+
+def test_a_kill_between_an_abort_and_its_snapshot_is_mended_at_the_next_look(tmp_path: Path) -> None:
+    async def test() -> None:
+        async with gateway(tmp_path) as place:
+            name, model = make_release(place.home, "v2")
+            async with place.load():
+                rollout = await roll_out(place, name, model, auto_advance=False)
+                await place.until(lambda: advanced(place, rollout["id"]))
+                await place.until(lambda: advanced(place, rollout["id"]))
+            running_one = place.control.rollouts.find(rollout["id"])
+            running_one.append(Aborted(reason="killed here", epoch=99), "aborted")
+
+            async def mended() -> bool:
+                route = (await place.call("GET", "/v1/status"))["routes"][0]
+                return route["canary"] is None and route["rollout"] is None
+
+            await place.until(mended)
+            assert (await roll_out(place, name, model))["phase"] == "GATED"
+
+    run(test, 120)
+
+
+def test_workers_that_were_told_something_else_are_not_taken_over(tmp_path: Path) -> None:
+    async def test() -> None:
+        async with upstreams() as (old, new):
+            home = open_home(Settings(home=tmp_path / "home"))
+            first = Control(serve_config(old, new), home)
+            await first._start()
+            before = {name: link.pid for name, link in first.links.by_name.items()}
+            await left_alone(first)
+            (first.folder / "keys.json").unlink(missing_ok=True)
+            KeyFile(first.keys).create_key("acme")
+            second = Control(serve_config(old, new), home)
+            await second._start()
+            try:
+                after = {name: link.pid for name, link in second.links.by_name.items()}
+                assert not set(before.values()) & set(after.values())
+                assert second.port == first.port
+                client = Client(*await asyncio.open_connection("127.0.0.1", second.port))
+                assert (await client.ask(chat(user="u"))).status == 401
+                client.close()
+            finally:
+                await second._stop()
+
+    run(test, 120)
+
+
+async def left_alone(control: Control) -> None:
+    """What a kill does to control: its sockets close, its tasks end, nobody is told to stop."""
+    for task in control._tasks:
+        task.cancel()
+    assert control.pool._task is not None and control._admin is not None
+    control.pool._task.cancel()
+    await control.links.stop()
+    await asyncio.to_thread(control._admin.stop)
+    assert control._reserved is not None
+    control._reserved.close()
+
+
+def test_control_outlives_a_full_disk_and_rolls_back_as_soon_as_it_can(tmp_path: Path) -> None:
+    async def test() -> None:
+        async with gateway(tmp_path) as place:
+            name, model = make_release(place.home, "v2")
+            async with place.load():
+                rollout = await roll_out(place, name, model, auto_advance=False)
+                for _ in range(3):
+                    await place.until(lambda: advanced(place, rollout["id"]))
+                control = place.control
+                # The limits are this process's, which is control's. With the first, nothing can be written.
+                with file_size_limit(100):
+                    place.new.always = {"status": 500}
+                    await place.until(lambda: control.failure)
+                    await asyncio.sleep(0.5)
+                    assert not any(task.done() for task in control._tasks)
+                    assert (await place.call("GET", "/v1/status"))["failure"]
+                    assert control.swapper.current.routes[0].canary is not None
+                # With the second, the registry's journal cannot: the traffic moves all the same.
+                with file_size_limit(20_000):
+                    await place.until(lambda: control.swapper.current.routes[0].canary is None)
+                    await place.until(lambda: "registry" in (control.failure or ""))
+                done = await finished(place, rollout)
+                await place.until(lambda: control.failure is None)
+            assert done["phase"] == "ROLLED_BACK"
+            assert [entry.action for entry in place.home.registry.journal()].count("rollback") == 1
+        agreed(place.control)
+
+    run(test, 120)
+
+
+def test_where_signatures_are_wanted_an_unsigned_release_never_meets_traffic(tmp_path: Path) -> None:
+    pytest.importorskip("model_signing")
+    from cryptography.hazmat.primitives import serialization
+    from cryptography.hazmat.primitives.asymmetric import ec
+
+    key = ec.generate_private_key(ec.SECP256R1())
+    private, public = tmp_path / "key.pem", tmp_path / "key.pub"
+    private.write_bytes(
+        key.private_bytes(
+            serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption()
+        )
+    )
+    public.write_bytes(
+        key.public_key().public_bytes(
+            serialization.Encoding.PEM, serialization.PublicFormat.SubjectPublicKeyInfo
+        )
+    )
+
+    async def test() -> None:
+        async with gateway(tmp_path, signatures={"public_key": str(public)}) as place:
+            name, model = make_release(place.home, "v2")
+            with pytest.raises(ServingError, match=r"v2 is refused: signature"):
+                await roll_out(place, name, model)
+            sign_release(place.home, name, private)
+            assert (await roll_out(place, name, model))["phase"] == "GATED"
+
+    run(test, 60)

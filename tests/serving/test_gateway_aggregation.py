@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 from pathlib import Path
 from typing import Any
 
+import openai
 import pytest
 
 from posttrain.serving.access import Budgets, KeyFile
@@ -111,6 +113,26 @@ def test_a_judge_picks_and_a_judge_that_is_down(tmp_path: Path) -> None:
     run(test)
 
 
+def test_a_judge_may_pick_itself(tmp_path: Path) -> None:
+    async def test() -> None:
+        judge = JudgePicks(targets=("production", "big"), judge="big")
+        # The judge's own call is not told what to say, so it says its model's name, which is a letter.
+        options = team(judge, choices=(target("big", "b", model="A"),))
+        answers = [Answer("production", "same"), Answer("big", "same")]
+        question = next(
+            text
+            for text in map(str, range(100))
+            if shuffled({"messages": chat(text)["messages"]}, answers)[0].target == "big"
+        )
+        async with world(tmp_path, "a", "b", routing=options) as place:
+            assert text_of(await place.ask(chat(question, mock={"text": "same"}))) == "same"
+            end = place.rows("end")[0]
+            assert (end["target"], end["slices"], end["tries"]) == ("big", ["aggregate:judge"], 3)
+            assert len(place.ups["b"].calls) == 2
+
+    run(test)
+
+
 def test_a_writer_writes_and_may_be_one_of_them(tmp_path: Path) -> None:
     async def test() -> None:
         writer = Synthesise(targets=THREE, writer="last")
@@ -160,6 +182,12 @@ def test_a_target_falls_back_to_its_next_upstream(tmp_path: Path) -> None:
             assert text_of(await place.ask(chat())) == "c says v1@1"
             end = place.rows("end")[0]
             assert (end["upstream"], end["tries"], end["slices"]) == ("c", 3, ["aggregate:only"])
+            for _ in range(4):
+                assert (await place.ask(chat())).status == 200
+            states = place.worker.stats()["breakers"]
+            assert (states["a"], states["b"], states["c"]) == ("open", "open", "closed")
+            assert (await place.ask(chat())).status == 200
+            assert place.rows("end")[-1]["tries"] == 1 and len(place.ups["a"].calls) == 5
 
     run(test)
 
@@ -209,6 +237,22 @@ def test_a_streaming_client_gets_it_in_one_piece(tmp_path: Path, asked: bool) ->
             assert (reply.status, reply.code) == (502, "upstream_error")
             for name in "abc":
                 await place.ups[name].start()
+
+    run(test)
+
+
+def test_the_openai_package_reads_it(tmp_path: Path) -> None:
+    async def test() -> None:
+        async with world(tmp_path, "a", "b", "c", "d", routing=team(Vote(targets=THREE))) as place:
+            url = f"http://127.0.0.1:{place.worker.port}/v1"
+            async with openai.AsyncOpenAI(base_url=url, api_key="any", max_retries=0) as client:
+                messages: Any = chat()["messages"]
+                whole = await client.chat.completions.create(model="m", messages=messages)
+                assert whole.choices[0].message.content == "a says v1@1" and whole.usage
+                stream = await client.chat.completions.create(model="m", messages=messages, stream=True)
+                parts = [part async for part in stream]
+                assert "".join(part.choices[0].delta.content or "" for part in parts) == "a says v1@1"
+                assert [part.choices[0].finish_reason for part in parts] == [None, "stop"]
 
     run(test)
 
@@ -287,6 +331,7 @@ def test_a_client_that_leaves_ends_all_calls(tmp_path: Path, stream: bool) -> No
             # The connection of the call that was under way is closed, so that its model stops writing.
             await place.until(lambda: place.worker.context.plan.handles["b"].pool.count == 0)
             assert not place.ups["d"].calls
+            await place.until(lambda: not [task for task in asyncio.all_tasks() if "Ensemble" in repr(task)])
             assert sum(place.worker.context.epochs.values()) == 0
             place.ups["b"].always = {}
             assert (await place.ask(chat())).status == 200

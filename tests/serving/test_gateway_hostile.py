@@ -328,8 +328,8 @@ answers = st.dictionaries(
          "tool_calls", "function", "arguments", "name", "id", "logprobs", "prompt_tokens", "prompt_tokens_details",
          "reasoning_content"]
     ),
-    st.deferred(lambda: answers | st.lists(answers, max_size=3) | json_values),
-    max_size=6,
+    st.deferred(lambda: answers | st.lists(answers, max_size=2) | json_values),
+    max_size=5,
 )  # fmt: skip
 
 
@@ -343,8 +343,8 @@ def guarded_place(tmp_path_factory: pytest.TempPathFactory) -> Iterator[World]:
         yield place
 
 
-@fuzz
-@given(answers, st.lists(answers, max_size=4), st.booleans(), st.booleans())
+@settings(fuzz, max_examples=30)
+@given(answers, st.lists(answers, max_size=3), st.booleans(), st.booleans())
 def test_random_answers_of_upstreams(
     guarded_place: World, hostile_place: World, answer: object, events: object, stream: bool, guarded: bool
 ) -> None:

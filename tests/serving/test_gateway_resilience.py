@@ -136,9 +136,14 @@ def test_what_comes_after_an_answer_is_never_taken_for_another(tmp_path: Path, w
             replies = await asyncio.gather(
                 *(client.ask(chat(mock={"junk": when, "text": f"t{n}"})) for n, client in enumerate(clients))
             )
-            assert [reply.json()["choices"][0]["message"]["content"] for reply in replies] == [
-                f"t{n}" for n in range(6)
-            ]
+            # Junk that comes late may meet a request that is already on the connection: that one is tried again, and
+            # may fail in the end. What nobody ever gets is the answer to somebody else.
+            for number, reply in enumerate(replies):
+                if when == "at once" or reply.status == 200:
+                    assert reply.json()["choices"][0]["message"]["content"] == f"t{number}"
+                else:
+                    assert reply.status in (502, 503)
+            assert replies[0].status == 200
             assert place.ups["a"].connections > 1
 
     run(test)

@@ -395,6 +395,7 @@ def test_a_rollback_keeps_how_a_route_chooses() -> None:
     assert route == Route(model="m", unit="request", **routing(production=target("v0")))
 
 
+@pytest.mark.xdist_group("control")
 def test_a_gateway_deploys_choices_and_takes_up_new_rules(tmp_path: Path, routing_model: RouterModel) -> None:
     routing_model.write(tmp_path / "router.json")
     rule = {"name": "cards", "target": "v9", "match": [{"kind": "keywords", "words": ["credit card"]}]}

@@ -73,8 +73,8 @@ class Upstream:
         try:
             while await self._one(reader, writer):
                 pass
-        except (ConnectionError, asyncio.IncompleteReadError):
-            pass
+        except (ConnectionError, asyncio.IncompleteReadError, RuntimeError):
+            pass  # RuntimeError: uvloop's word for a connection that is closed
         finally:
             self._writers.discard(writer)
             writer.close()

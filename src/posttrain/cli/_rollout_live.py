@@ -1,6 +1,6 @@
 """The commands of ``posttrain rollout`` that talk to a running gateway.
 
-Here: start, status, advance, hold, resume, abort, clear, decision. Not here: ``plan``, which needs none (``rollout``).
+Here: start, status, advance, hold, resume, abort, clear. Not here: ``plan``, which needs none (``rollout``).
 To add one: a function with ``@rollout.command`` below, and an action of the admin surface.
 """
 

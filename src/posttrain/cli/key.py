@@ -36,7 +36,7 @@ def _tell_gateway(folder: Path) -> None:
     from posttrain.serving.errors import ServingError
 
     try:
-        told = AdminClient(folder).call("POST", "/v1/access", {})
+        told = AdminClient(folder, seconds=5.0).call("POST", "/v1/access", {})
     except ServingError:
         return  # none runs: it reads the file when it starts
     if not told["keys"]:
@@ -93,8 +93,8 @@ def create(folder: Path, as_json: bool, **options: Any) -> None:
         budgets=Budgets.model_validate({name: options[name] for name in Budgets.model_fields}),
         expires_at=None if days is None else time.time() + days * 86_400,
     )
-    _tell_gateway(folder)
     _show_new(new, as_json)
+    _tell_gateway(folder)
 
 
 @key.command("list", short_help="Every key there ever was.")
@@ -152,5 +152,5 @@ def revoke(identifier: str, folder: Path) -> None:
 def rotate(identifier: str, keep_seconds: float, *, folder: Path, as_json: bool) -> None:
     """Give a key a new secret and print the key. Budgets and counters go on."""
     new = _file(folder).rotate(identifier, keep_seconds=keep_seconds)
-    _tell_gateway(folder)
     _show_new(new, as_json)
+    _tell_gateway(folder)

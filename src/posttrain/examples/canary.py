@@ -22,7 +22,7 @@ from typing import Any, NamedTuple
 from posttrain.artifacts.errors import ConflictError
 from posttrain.artifacts.home import Home, resolve
 from posttrain.artifacts.releases.create import create_release
-from posttrain.core.atomic import remove_tree
+from posttrain.core.atomic import locked, make_folder, remove_tree
 from posttrain.core.errors import UnknownReferenceError
 from posttrain.serving.config import ServeConfig
 from posttrain.serving.control.admin import AdminClient
@@ -104,7 +104,12 @@ async def tell(home: Home, run: str, say: Say, *, workers: int = 2, at_once: int
     releases = make_releases(home, run)
     config = serve_config(run, releases.first, workers)
     # Each telling begins from the beginning: the chain of snapshots of the last one would make v2 production.
-    remove_tree(home.settings.home / "serving" / config.name)
+    folder = home.settings.home / "serving" / config.name
+    make_folder(folder)
+    with locked(folder / "control.lock", exclusive=True, wait=False) as mine:
+        if not mine:
+            raise ServingError("the example runs already in this home")
+        remove_tree(folder)
     async with Control(config, home).running() as control:
         story.url = control.where()["url"]
         say(f"{releases.first} (R1-Zero) answers at {story.url}, {workers} workers")

@@ -15,6 +15,7 @@ import hmac
 import http.client
 import json
 import secrets
+import socket
 import threading
 from collections.abc import Awaitable, Callable, Mapping
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -33,6 +34,14 @@ _BODY_BYTES = 1 << 20
 _CALL_SECONDS = 600.0
 
 
+class _Server(ThreadingHTTPServer):
+    daemon_threads = True
+
+
+class _Server6(_Server):
+    address_family = socket.AF_INET6
+
+
 class AdminServer:
     """Serves handlers by ``METHOD /path``; a route that ends in ``/*`` takes what is behind it as ``rest``."""
 
@@ -42,19 +51,27 @@ class AdminServer:
         self._folder = folder
         self._token = secrets.token_urlsafe(32)
         self._loop = asyncio.get_running_loop()
-        self._server = ThreadingHTTPServer((host, port), self._request_handler())
-        self._server.daemon_threads = True
-        self.host, self.port = host, self._server.server_address[1]
+        kind = _Server6 if ":" in host else _Server
+        try:
+            self._server = kind((host, port), self._request_handler())
+        except OSError as error:
+            raise ServingError(
+                f"the admin surface cannot listen on {host}:{port}: {error.strerror}", hint="set `admin`"
+            ) from error
+        self._thread: threading.Thread | None = None
+        self.host, self.port = host, int(self._server.server_address[1])
 
     def start(self) -> None:
         """Listen, and say where."""
         where = {"host": self.host, "port": self.port, "token": self._token}
         write_atomic(self._folder / "admin.json", json.dumps(where).encode(), mode=0o600)
-        threading.Thread(target=self._server.serve_forever, name="admin", daemon=True).start()
+        self._thread = threading.Thread(target=self._server.serve_forever, name="admin", daemon=True)
+        self._thread.start()
 
     def stop(self) -> None:
         """Listen no more."""
-        self._server.shutdown()
+        if self._thread is not None:
+            self._server.shutdown()
         self._server.server_close()
         (self._folder / "admin.json").unlink(missing_ok=True)
 
@@ -82,6 +99,10 @@ class AdminServer:
             return status, _error(str(error), error.hint)
         except (ValueError, KeyError, TypeError) as error:
             return 400, _error(f"not a call that can be meant: {error!r}", None)
+        except TimeoutError:
+            return 504, _error("it takes long and goes on", "`posttrain rollout status` says how it ended")
+        except Exception as error:  # a boundary: the caller must not be told that nobody is there
+            return 500, _error(f"it failed: {error!r}", "`posttrain rollout status` says where things are")
         return 200, value
 
     def allowed(self, authorization: str | None) -> bool:
@@ -141,9 +162,10 @@ class AdminServer:
 class AdminClient:
     """Calls the admin surface of a serving folder."""
 
-    def __init__(self, folder: Path) -> None:
-        """Raises ServingError where no gateway runs there."""
+    def __init__(self, folder: Path, seconds: float = _CALL_SECONDS) -> None:
+        """``seconds`` is how long an answer may take. Raises ServingError where no gateway runs there."""
         self._folder = folder
+        self._seconds = seconds
         try:
             where = json.loads((folder / "admin.json").read_bytes())
             self._host, self._port, self._token = str(where["host"]), int(where["port"]), str(where["token"])
@@ -152,13 +174,13 @@ class AdminClient:
 
     def call(self, method: str, path: str, body: Mapping[str, Any] | None = None) -> Any:
         """The JSON value of the answer. Raises ServingError with the message and hint of an error."""
-        connection = http.client.HTTPConnection(self._host, self._port, timeout=_CALL_SECONDS)
+        connection = http.client.HTTPConnection(self._host, self._port, timeout=self._seconds)
         headers = {"Authorization": f"Bearer {self._token}", "Content-Type": "application/json"}
         try:
             connection.request(method, path, None if body is None else json.dumps(body), headers)
             response = connection.getresponse()
             value = json.loads(response.read())
-        except (OSError, ValueError) as error:
+        except (OSError, ValueError, http.client.HTTPException) as error:
             raise self._not_there() from error
         finally:
             connection.close()

@@ -10,6 +10,7 @@ started again, which changes their ports and nothing else.
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -22,11 +23,18 @@ from posttrain.serving.router.files import keep_model
 
 
 async def first_snapshot(
-    config: ServeConfig, deployer: Deployer, before: Snapshot | None, *, at: str, routers: Path
+    config: ServeConfig,
+    deployer: Deployer,
+    before: Snapshot | None,
+    *,
+    at: str,
+    routers: Path,
+    productions: Mapping[str, Target],
 ) -> Snapshot | None:
     """The snapshot to serve now; None where the last one still says it all.
 
-    ``routers`` takes copies of learned routers.
+    ``routers`` takes copies of learned routers. ``productions`` is, by route, what served before a rollout that is
+    under way: what to go back to where its candidate is production and cannot be loaded.
     Raises ReleaseRefused or EngineError where something that should serve may not or cannot.
     """
     upstreams = {upstream.name: upstream for upstream in before.upstreams} if before is not None else {}
@@ -36,7 +44,14 @@ async def first_snapshot(
     routes = []
     for route in before.routes if before is not None else ():
         if route.model in wanted_routes:
-            kept, held = await _loaded_again(route, wanted_routes[route.model], deployer, routers)
+            wanted, earlier = wanted_routes[route.model], productions.get(route.model)
+            try:
+                kept, held = await _loaded_again(route, wanted, deployer, routers)
+            except ServingError:
+                if earlier is None or earlier == route.production:
+                    raise
+                back = route.model_copy(update={"production": earlier, "canary": None, "shadow": None})
+                kept, held = await _loaded_again(back, wanted, deployer, routers)
             upstreams |= {upstream.name: upstream for upstream in held}
             routes.append(kept)
     known = {route.model for route in routes}

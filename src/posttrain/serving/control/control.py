@@ -14,13 +14,15 @@ import asyncio
 import contextlib
 import signal
 import socket
-from collections.abc import AsyncIterator, Mapping
+import time
+from collections.abc import AsyncIterator, Mapping, Sequence
 from typing import Any
 
 from posttrain.artifacts.errors import ConflictError
 from posttrain.artifacts.home import Home
-from posttrain.core.atomic import locked, make_folder
+from posttrain.core.atomic import locked, make_folder, write_atomic
 from posttrain.core.clock import utc_now
+from posttrain.core.errors import PosttrainError
 from posttrain.serving.access.check import is_loopback, require_access
 from posttrain.serving.config import ServeConfig, split_address
 from posttrain.serving.control.admin import AdminServer
@@ -48,6 +50,9 @@ TICK_SECONDS = 0.2
 """How often the traffic is looked at."""
 ENGINE_SECONDS = 1.0
 """How often engines are asked whether they are well."""
+_MAX_PAUSE_SECONDS = 60.0
+_ROWS = 100_000
+"""Rows of one look."""
 
 
 class Control:
@@ -73,6 +78,7 @@ class Control:
             ready=self.deployer.ready,
             journal=self.journal,
             took_over=self._took_over,
+            end_workers=self._end_workers,
             drain_seconds=config.grace_seconds,
         )
         self.rollouts = RolloutKeeper(
@@ -84,15 +90,25 @@ class Control:
             took_over=self._took_over,
         )
         names = [f"w{number}" for number in range(config.workers)]
-        self.pool = WorkerPool(names, folder=self.folder / "workers", links=self.links)
+        self.pool = WorkerPool(
+            names,
+            folder=self.folder / "workers",
+            links=self.links,
+            told=lambda name: self._worker_config(name).digest,
+        )
         self._follower: Follower | None = None
         self._caught_up = True
-        self._helpers = Helpers(helper_commands(config, self.traffic_folder, home), self.folder / "workers")
+        self._helpers = Helpers(
+            helper_commands(config, self.traffic_folder, home),
+            self.folder / "workers",
+            index=config.traffic.sink,
+        )
         self._admin: AdminServer | None = None
         self._tasks: list[asyncio.Task[None]] = []
         self.failure: str | None = None
         """Why the last look at the traffic could not do what it should; it is tried again."""
         self._reserved: socket.socket | None = None
+        self._has_workers = False
         self._host = ""
         self.port = 0
         """Where the gateway listens."""
@@ -130,17 +146,30 @@ class Control:
     @contextlib.asynccontextmanager
     async def running(self) -> AsyncIterator[Control]:
         """Start, yield while it serves, stop. Raises ServingError where another control has the folder."""
-        with locked(self.folder / "control.lock", exclusive=True, wait=False) as mine:
+        door = self.folder.parent / f"{self.config.listen.replace('/', '_')}.lock"
+        with (
+            locked(self.folder / "control.lock", exclusive=True, wait=False) as mine,
+            # SO_REUSEPORT lets strangers of the same user share a port without a word.
+            locked(door, exclusive=True, wait=False) as free,
+        ):
             if not mine:
                 raise ServingError(
                     f"a gateway {self.config.name!r} runs already",
                     hint="stop it first, or give the configuration another `name`",
+                )
+            if not free and split_address(self.config.listen)[1]:
+                raise ServingError(
+                    f"another gateway of this home listens on {self.config.listen}",
+                    hint="set `listen` to another address",
                 )
             try:
                 await self._start()
                 yield self
             finally:
                 await self._stop()
+
+    async def _end_workers(self, names: Sequence[str]) -> None:
+        await self.pool.end(names)
 
     async def wait(self) -> None:
         """Serve until a signal asks to stop, or a part that cannot be done without fails."""
@@ -161,22 +190,32 @@ class Control:
         self.keys_in_force = self.keys_required
         require_access(host, self.keys, declared_open=self.config.access == "open")
         # Held for as long as control lives: workers come and go, and nobody else may take the port in between.
-        self._reserved = _reserve(host, port)
+        self._reserved = self._reserve(host, port)
         self._host, self.port = host, self._reserved.getsockname()[1]
+        write_atomic(self.folder / "port", str(self.port).encode())
         load_or_make_secret(self.traffic_folder)  # by one process, before the workers all look for it
-        await self.links.start()
+        self.rollouts.load()
         before = self.swapper.store.current()
         snapshot = await first_snapshot(
-            self.config, self.deployer, before, at=utc_now(), routers=self.folder / "routers"
+            self.config,
+            self.deployer,
+            before,
+            at=utc_now(),
+            routers=self.folder / "routers",
+            productions=self.rollouts.productions() if before is not None else {},
         )
         if snapshot is not None:
             self.swapper.store.publish(snapshot)
-        self.rollouts.load()
-        await self.rollouts.bring_back(self.deployer.ready)
+        held = await self.rollouts.bring_back(self.deployer.ready)
+        # Not before there is something to say: workers that the last control left serve on, and ask again soon.
+        await self.links.start()
         if self.rollouts.any_open():  # all of its rows, from the beginning
             self._follower, self._caught_up = Follower(self.traffic_folder), False
         self._helpers.start()
+        self._has_workers = True
         await self.pool.start(self.config.start_seconds)
+        if held:
+            await self._moved(held, "candidates were loaded again")
         host, port = split_address(self.config.admin)
         self._admin = AdminServer(Surface(self).handlers(), folder=self.folder, host=host, port=port)
         self._admin.start()
@@ -194,7 +233,8 @@ class Control:
         await asyncio.gather(*self._tasks, return_exceptions=True)
         if self._admin is not None:
             await asyncio.to_thread(self._admin.stop)
-        await self.pool.stop(self.config.grace_seconds)
+        if self._has_workers:  # else those of the last control serve on
+            await self.pool.stop(self.config.grace_seconds)
         await self.links.stop()
         await asyncio.to_thread(self._helpers.stop)
         await asyncio.to_thread(self.deployer.stop)
@@ -226,15 +266,15 @@ class Control:
 
     def _needed(self) -> list[Target]:
         """Targets whose engines must stay: what serves, what a rollback would go to, what is being rolled out."""
-        snapshots = [self.swapper.store.get(epoch) for epoch in self.swapper.store.epochs()]
-        needed = self.rollouts.candidates()
+        snapshots = self.swapper.store.all()
+        needed = [target for _, target in self.rollouts.candidates()]
         for route in snapshots[-1].routes:
             needed += [*route.targets(), *production_stack(snapshots, route.model)[-2:]]
         return needed
 
     def follow(self) -> None:
         """Look at the traffic from now on: a rollout is about to begin. Between rollouts nobody does."""
-        if self._follower is None or not self.rollouts.any_open():
+        if self._follower is None:
             self._follower = Follower.from_now(self.traffic_folder)
 
     def reconcile(self) -> list[OwnerCount]:
@@ -260,6 +300,7 @@ class Control:
             tls_key=None if tls is None else str(tls.key),
             access=str(self.keys) if self.keys_in_force else None,
             budgets=str(self.folder / "budgets") if self.keys_in_force else None,
+            metrics_folder=str(self.folder / "metrics") if config.workers > 1 else None,
             guardrails=config.guardrails if config.guardrails.rules else None,
             index=self.pool.names.index(name),
             workers=config.workers,
@@ -271,37 +312,84 @@ class Control:
     async def _watch_traffic(self) -> None:
         while True:
             await asyncio.sleep(TICK_SECONDS)
-            if self._follower is None or not self.rollouts.any_open():
-                self._follower = None
-                continue
-            rows = await asyncio.to_thread(self._follower.poll)
             try:
-                await self.rollouts.tick(rows, live=self._caught_up)
-                self._caught_up = True
-                self.failure = None
-            except ServingError as error:
-                # It is tried again at the next look; until then the status and the journal say why.
-                if str(error) != self.failure:
-                    self.journal("control", "rollout.failed", self.config.name, {"error": str(error)})
-                self.failure = str(error)
+                await self._look()
+                failures = await self.rollouts.step() if self._caught_up else []
+            except (
+                PosttrainError,
+                OSError,
+                ValueError,
+            ) as error:  # a boundary: whatever it is, it is tried again
+                failures = [str(error)]
+            # Until it works, the status says why; the journal does so once.
+            said = "; ".join(failures) or None
+            if said is not None and said != self.failure:
+                await self._note("rollout.failed", self.config.name, said)
+            self.failure = said
+
+    async def _look(self) -> None:
+        """Take the rows that were written since the last look; after a restart, all of them before anything is done."""
+        if self._follower is None:
+            return
+        if self._caught_up and not self.rollouts.any_open():
+            self._follower = None
+            return
+        rows = await asyncio.to_thread(self._follower.poll, _ROWS)
+        self.rollouts.observe(rows, live=self._caught_up)
+        self._caught_up = self._caught_up or len(rows) < _ROWS
+
+    async def _note(self, action: str, subject: str, error: str) -> None:
+        with contextlib.suppress(PosttrainError, OSError):
+            await asyncio.to_thread(self.journal, "control", action, subject, {"error": error})
 
     async def _watch_engines(self) -> None:
         """Start an engine again that died, and tell the workers where it is now."""
+        later: dict[str, tuple[float, float]] = {}
         while True:
             await asyncio.sleep(ENGINE_SECONDS)
-            routes = self.swapper.current.routes
-            for model, target in [(route.model, target) for route in routes for target in route.targets()]:
-                if await asyncio.to_thread(self.deployer.is_well, target):
-                    continue
-                try:
-                    _, held = await self.deployer.ready(model, target, ())
-                except ServingError as error:
-                    self.journal("control", "engine.failed", target.name, {"error": str(error)})
-                    continue
-                await self.swapper.swap(
-                    _with_upstreams(held), f"the engine of {target.name} was started again"
-                )
-            await asyncio.to_thread(self.deployer.retire, self._needed(), self.config.grace_seconds)
+            try:
+                for route, target in self._served():
+                    at, pause = later.get(target.name, (0.0, ENGINE_SECONDS))
+                    if time.monotonic() < at or await asyncio.to_thread(self.deployer.is_well, target):
+                        continue
+                    later[target.name] = (time.monotonic() + pause, min(_MAX_PAUSE_SECONDS, pause * 2))
+                    await self._start_again(route, target)
+                    later.pop(target.name)
+                needed = self._needed()
+                await asyncio.to_thread(self.deployer.retire, needed, self.config.grace_seconds)
+            except (
+                PosttrainError,
+                OSError,
+                ValueError,
+            ) as error:  # a boundary: it is tried again, after a pause
+                await self._note("engine.failed", self.config.name, str(error))
+
+    def _served(self) -> list[tuple[str, Target]]:
+        """Route and target of everything whose engine must run."""
+        routes = self.swapper.current.routes
+        served = [(route.model, target) for route in routes for target in route.targets()]
+        return [*served, *self.rollouts.candidates()]
+
+    async def _start_again(self, route: str, target: Target) -> None:
+        _, held = await self.deployer.ready(route, target, ())
+        self.rollouts.moved(held)
+        await self._moved(held, f"the engine of {target.name} was started again")
+
+    async def _moved(self, held: tuple[Upstream, ...], reason: str) -> None:
+        """Tell the workers where upstreams are now, where that is news."""
+        known = {upstream.name: upstream for upstream in self.swapper.current.upstreams}
+        if any(known.get(upstream.name) != upstream for upstream in held):
+            await self.swapper.swap(_with_upstreams(held), reason)
+
+    def _reserve(self, host: str, port: int) -> socket.socket:
+        """The address, bound and not listening: connections go to the workers, which share it by SO_REUSEPORT.
+
+        Where any port will do, the last one is asked for first: workers that serve on listen there.
+        """
+        if port == 0:
+            with contextlib.suppress(OSError, ValueError, ServingError):
+                return _bind(host, int((self.folder / "port").read_text()))
+        return _bind(host, port)
 
 
 def _with_upstreams(held: tuple[Upstream, ...]) -> Change:
@@ -314,8 +402,7 @@ def _with_upstreams(held: tuple[Upstream, ...]) -> Change:
     return change
 
 
-def _reserve(host: str, port: int) -> socket.socket:
-    """The address, bound and not listening: connections go to the workers, which share it by SO_REUSEPORT."""
+def _bind(host: str, port: int) -> socket.socket:
     reserved = socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET)
     try:
         reserved.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)

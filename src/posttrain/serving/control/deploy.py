@@ -15,6 +15,7 @@ import threading
 import time
 from collections.abc import Iterable
 from dataclasses import dataclass, field
+from itertools import count
 from pathlib import Path
 from typing import Any
 
@@ -39,6 +40,7 @@ from posttrain.serving.drivers.registry import create_driver
 from posttrain.serving.errors import EngineError, ReleaseRefused
 from posttrain.serving.records import EngineKind, Target, Upstream
 
+_SILENT_LOOKS = 4
 BASE = "base"
 """What ``adapter:`` says for a release that has adapters and is to be served without one."""
 
@@ -53,6 +55,8 @@ class _Engine:
     url: str
     adapters: AdapterManager
     releases: set[str] = field(default_factory=set)
+    silent: int = 0
+    """How often in a row it has not answered."""
     unneeded_since: float | None = None
     """Since when nothing that may be asked for is on it, by a clock of this process."""
 
@@ -104,7 +108,13 @@ class Deployer:
                 usd_per_1k_completion_tokens=target.usd_per_1k_completion_tokens,
             )
         )
-        return await asyncio.to_thread(self._deploy, route, wanted)
+        again, held = await asyncio.to_thread(self._deploy, route, wanted)
+        if again != target:
+            raise ReleaseRefused(
+                f"{target.name} cannot be served as it was: {_difference(target, again)}",
+                hint="the engine of its route is configured otherwise now; name another release with --to",
+            )
+        return target, held
 
     def start_recorded(self) -> tuple[Upstream, ...]:
         """Start every set of recorded answers of the configuration that does not run; where they are."""
@@ -126,7 +136,9 @@ class Deployer:
         if target.release is None:
             return True
         engine = next((each for each in list(self._engines.values()) if each.name in target.upstreams), None)
-        return engine is not None and engine.driver.health().ok
+        if engine is None or _is_dead(engine):
+            return False
+        return target.model == engine.driver.base or target.model in engine.adapters.loaded()
 
     def status(self) -> list[dict[str, Any]]:
         """Every engine that runs, and whether it answers."""
@@ -183,10 +195,9 @@ class Deployer:
         assert wanted.release is not None, "the caller looked"
         config = self._route_config(route)
         loaded = self._load(wanted.release)
-        with self._one:
-            engine = self._engine(loaded, config)
-            model, adapter = self._model(engine, loaded, wanted)
-            engine.releases.add(loaded.manifest.name)
+        engine = self._engine(loaded, config)
+        model, adapter = self._model(engine, loaded, wanted)
+        engine.releases.add(loaded.manifest.name)
         manifest = loaded.manifest
         target = Target(
             name=manifest.name,
@@ -201,7 +212,8 @@ class Deployer:
         )
         upstreams = (Upstream(name=engine.name, url=engine.url, engine=engine.kind),)
         self._ask(config, model, upstreams)
-        self._targets[_key(target)] = wanted
+        # By digest: a name or a lane may mean another release when this target is wanted again.
+        self._targets[_key(target)] = wanted.model_copy(update={"release": loaded.digest})
         return target, upstreams
 
     def _load(self, reference: str) -> LoadedRelease:
@@ -229,17 +241,24 @@ class Deployer:
             "tokenizer": None if loaded.manifest.tokenizer is None else loaded.manifest.tokenizer.identity,
             "template": loaded.template_digest,
         }
-        engine_config = config.engine_for(str(loaded.base))
-        key = digest_json({**parts, "engine": {**dict(config.engine)}})
+        # Its name comes from what is served and not from the engine's options: targets of earlier snapshots stay good.
+        key, place = digest_json({**parts, "engine": dict(config.engine)}), digest_json(parts)
         found = self._engines.get(key)
-        if found is not None and found.driver.health().ok:
-            return found
-        if found is not None:
-            found.driver.stop()
-            del self._engines[key]
-        model = self._served_folder(loaded, digest_json(parts))
-        engine = self._start(f"engine-{short(key)}", engine_config, model)
-        self._engines[key] = engine
+        if found is not None and not _is_dead(found):
+            return found  # without waiting for another engine that is being started
+        with self._one:
+            found = self._engines.get(key)
+            if found is not None and not _is_dead(found):
+                return found
+            if found is not None:
+                found.driver.stop()
+                del self._engines[key]
+            taken = {engine.name for engine in self._engines.values()}
+            names = (f"engine-{short(place)}" + ("" if number == 1 else f"-{number}") for number in count(1))
+            name = next(name for name in names if name not in taken)
+            model = self._served_folder(loaded, place)
+            engine = self._start(name, config.engine_for(str(loaded.base)), model)
+            self._engines[key] = engine
         return engine
 
     def _start(self, name: str, config: EngineConfig, model: ServedFolder) -> _Engine:
@@ -321,6 +340,18 @@ class Deployer:
             names = [each.model for each in self._config.routes]
             raise ConfigError(f"the configuration has no route {route!r}", hint=did_you_mean(route, names))
         return found
+
+
+def _is_dead(engine: _Engine) -> bool:
+    """Whether its process has ended, or it has not answered several times: once may be a moment of overload."""
+    health = engine.driver.health()
+    engine.silent = 0 if health.ok else engine.silent + 1
+    return not health.ok and ("ended with status" in health.detail or engine.silent >= _SILENT_LOOKS)
+
+
+def _difference(wanted: Target, found: Target) -> str:
+    names = [name for name in type(wanted).model_fields if getattr(wanted, name) != getattr(found, name)]
+    return ", ".join(f"{name} is {getattr(found, name)!r}" for name in names)
 
 
 WARM_UP = Probe(

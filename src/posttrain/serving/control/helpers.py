@@ -26,7 +26,6 @@ def helper_commands(config: ServeConfig, folder: Path, home: Home) -> dict[str, 
     # Without pyarrow segments stay as they are: nothing is lost by it but space.
     history = config.traffic.history_after_seconds if find_spec("pyarrow") is not None else None
     for option, value in (
-        ("--index", config.traffic.sink),
         ("--history-after", history),
         ("--retention-days", config.traffic.retention_days),
     ):
@@ -43,9 +42,11 @@ def helper_commands(config: ServeConfig, folder: Path, home: Home) -> dict[str, 
 class Helpers:
     """Helper processes, started again when they end."""
 
-    def __init__(self, commands: Mapping[str, Sequence[str]], folder: Path) -> None:
-        """``folder`` takes one log file each."""
+    def __init__(self, commands: Mapping[str, Sequence[str]], folder: Path, *, index: str | None) -> None:
+        """``folder`` takes one log file each. ``index`` goes by the environment: a command line is for all to read, and
+        a database's URL may hold a password."""
         self._commands = commands
+        self._environment = {} if index is None else {"POSTTRAIN_TRAFFIC_INDEX": index}
         self._folder = folder
         self._processes: dict[str, EngineProcess] = {}
 
@@ -54,7 +55,9 @@ class Helpers:
         for name, command in self._commands.items():
             found = self._processes.get(name)
             if found is None or found.exit_code() is not None:
-                self._processes[name] = EngineProcess(command, log=self._folder / f"{name}.log")
+                self._processes[name] = EngineProcess(
+                    command, log=self._folder / f"{name}.log", environment=self._environment
+                )
 
     async def watch(self) -> None:
         """Start again what ends, with a pause that doubles."""

@@ -15,7 +15,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -31,6 +31,8 @@ _STEADY_SECONDS = 10.0
 _LOOK_SECONDS = 0.05
 _ADOPT_SECONDS = 3.0
 _STRAY_SECONDS = 0.5
+_GRACE_SECONDS = 5.0
+"""For a worker that is replaced because its configuration is an old one."""
 """Until a worker that runs and was not noted has found the next control."""
 _LAST_LINES = 5
 
@@ -50,8 +52,12 @@ class _Slot:
 class WorkerPool:
     """The workers of one serving folder."""
 
-    def __init__(self, names: Sequence[str], *, folder: Path, links: WorkerLinks) -> None:
-        """``folder`` takes ``workers.json`` and one log file a worker."""
+    def __init__(
+        self, names: Sequence[str], *, folder: Path, links: WorkerLinks, told: Callable[[str], str]
+    ) -> None:
+        """``folder`` takes ``workers.json`` and one log file a worker. ``told`` is the digest of what a worker of this
+        name is told at its start: one that was told something else is not adopted."""
+        self._told = told
         self._slots = [_Slot(name) for name in names]
         self._folder = folder
         self._links = links
@@ -95,6 +101,12 @@ class WorkerPool:
             late = f"not every worker listens after {seconds:.0f} s: {self._last_lines(names[0])}"
             raise ServingError(failure or late, hint=f"their logs are in {self._folder}")
         self._task = asyncio.create_task(self._watch())
+
+    async def end(self, names: Sequence[str]) -> None:
+        """End workers at once; they are started again, with the current snapshot."""
+        for slot in self._slots:
+            if slot.name in names and slot.process is not None:
+                await asyncio.to_thread(slot.process.end, 1.0)
 
     async def stop(self, grace_seconds: float) -> None:
         """Let every worker finish what it has, then end it."""
@@ -158,9 +170,12 @@ class WorkerPool:
         except (OSError, ValueError):
             return
         for slot in self._slots:
-            found = ProcessId(*known.get(slot.name, (0, "")))
-            if found.alive:
+            pid, started, told = (*known.get(slot.name, (0, "", "")), "")[:3]
+            found = ProcessId(pid, started)
+            if found.alive and told == self._told(slot.name):
                 slot.process, slot.started_at = found, time.monotonic()
+            elif found.alive:  # it serves by another configuration: other keys, guardrails, another port
+                await asyncio.to_thread(found.end, _GRACE_SECONDS)
         names = [slot.name for slot in self._slots if slot.process is not None]
         await self._links.wait_until(
             lambda: all(name in self._links.by_name for name in names), _ADOPT_SECONDS
@@ -172,7 +187,7 @@ class WorkerPool:
         await self._adopt_strays()
         for name, pair in known.items():  # more workers than are wanted now
             if name not in {slot.name for slot in self._slots}:
-                await asyncio.to_thread(ProcessId(*pair).end, 1.0)
+                await asyncio.to_thread(ProcessId(*pair[:2]).end, 1.0)
 
     async def _adopt_strays(self) -> None:
         """The last control may have died before it could note a worker that it had started."""
@@ -207,7 +222,11 @@ class WorkerPool:
 
     def _note(self) -> None:
         """Write down who lives, for the next control."""
-        known = {each.name: list(each.process) for each in self._slots if each.process is not None}
+        known = {
+            each.name: [*each.process, self._told(each.name)]
+            for each in self._slots
+            if each.process is not None
+        }
         try:
             write_atomic(self._folder / "workers.json", json.dumps(known).encode())
         except OSError:

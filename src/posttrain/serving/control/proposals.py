@@ -21,7 +21,7 @@ from posttrain.promotion.records import Decision
 from posttrain.serving.config import TargetConfig
 from posttrain.serving.control.deploy import Deployer
 from posttrain.serving.errors import RolloutError
-from posttrain.serving.records import Snapshot, Upstream
+from posttrain.serving.records import Snapshot, Target, Upstream
 from posttrain.serving.rollout.events import DecisionAttached
 from posttrain.serving.rollout.records import RolloutSpec, ShadowRule, Stage
 from posttrain.serving.rollout.registered import spec_from_contract
@@ -58,7 +58,7 @@ async def propose(
         "route": route,
         "candidate": target,
         "release": target.release,
-        "known_as": _names(manifest),
+        "known_as": _names(manifest, target),
         "production": current_route.production,
         "suite": suite,
         "gate_digest": decision.contract_digest if decision is not None else None,
@@ -105,10 +105,11 @@ def _route(current: Snapshot, asked: Any) -> str:
     return str(asked)
 
 
-def _names(manifest: ReleaseManifest) -> tuple[str, ...]:
-    """What a gate's report may call this candidate: its weights, or the adapter on them."""
-    identities = (manifest.base.identity, *(adapter.piece.identity for adapter in manifest.adapters))
-    return tuple(identity for identity in identities if identity.startswith("sha256:"))
+def _names(manifest: ReleaseManifest, target: Target) -> tuple[str, ...]:
+    """What a gate's report may call this candidate: its weights, or, where it is served with one, its adapter. A GO
+    about the base says nothing of an adapter on it."""
+    name = target.adapter or manifest.base.identity
+    return (name,) if name.startswith("sha256:") else ()
 
 
 def _new_id() -> str:

@@ -11,12 +11,15 @@ its times are those of a real one.
 
 from __future__ import annotations
 
+import asyncio
+import contextlib
 import time
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 from posttrain.core.clock import utc_now
+from posttrain.core.errors import StoreError
 from posttrain.serving.control.history import (
     Latch,
     Latches,
@@ -69,14 +72,19 @@ class Rollback:
         ready: Ready,
         journal: Journal,
         took_over: Callable[[str, Target, str], None],
+        end_workers: Callable[[Sequence[str]], Awaitable[None]],
         drain_seconds: float = 30.0,
     ) -> None:
-        """``took_over(route, target, by)`` is told when an earlier target has become a route's production."""
+        """``took_over(route, target, by)`` is told when an earlier target has become a route's production;
+        ``end_workers`` ends workers by name, which are then started again."""
         self._swapper = swapper
         self._latches = latches
         self._ready = ready
         self._journal = journal
         self._took_over = took_over
+        self._end_workers = end_workers
+        self._owed: list[tuple[RollbackReport, Target | None]] = []
+        """Rollbacks that happened and are not in the journal."""
         self._drain_seconds = drain_seconds
 
     async def run(
@@ -88,14 +96,16 @@ class Rollback:
         actor: str,
         drill: bool = False,
         first: Callable[[int], None] | None = None,
+        wait: bool = True,
     ) -> RollbackReport:
         """Roll ``route`` back. Without ``to``: a candidate loses its traffic where there is one, else production moves
-        to what it was before. ``first`` is given the new epoch before anything changes.
+        to what it was before. ``first`` is given the new epoch before anything changes. Without ``wait`` what is in
+        flight ends by itself, and nobody waits for it here.
 
         Raises RolloutError where there is nothing earlier, and whatever forbids serving the target.
         """
         begun = time.monotonic()
-        snapshots = [self._swapper.store.get(epoch) for epoch in self._swapper.store.epochs()]
+        snapshots = self._swapper.store.all()
         current = snapshots[-1].route(route) if snapshots else None
         if current is None:
             raise RolloutError(f"there is no route {route!r}", hint="`posttrain rollout status` lists them")
@@ -108,7 +118,9 @@ class Rollback:
             target = current.production
         else:
             target = find_earlier(snapshots, route, to)
-        upstreams = upstreams_of(snapshots, target)
+        # Where an upstream is, the newest word counts: its address may have changed since the target served.
+        now = {upstream.name: upstream for upstream in snapshots[-1].upstreams}
+        upstreams = tuple(now.get(each.name, each) for each in upstreams_of(snapshots, target))
         report = RollbackReport(
             route=route,
             reason=reason,
@@ -135,17 +147,39 @@ class Rollback:
         swapped = await self._swapper.swap(change, why, first=latch)
         report.epoch, report.late = swapped.epoch, swapped.late
         report.milliseconds |= {"swap": swapped.acked_ms, "moved": _since(begun)}
-        if target != current.production and not drill:
-            self._took_over(route, target, actor)
-        what = "rollback.drill" if drill else "rollback"
-        self._journal(actor, what, route, as_json(report))
-        step = time.monotonic()
-        report.drained = await self._swapper.drained(swapped.epoch, self._drain_seconds)
-        report.milliseconds["drain"] = _since(step)
+        if swapped.late:  # alive and deaf: it would go on sending users to what was rolled back from
+            await self._end_workers(swapped.late)
+        moved = target if target != current.production and not drill else None
+        self._owed.append((report, moved))
+        with contextlib.suppress(
+            StoreError
+        ):  # the traffic has moved; what cannot be written now is written later
+            await self.settle()
+        if wait:
+            step = time.monotonic()
+            report.drained = await self._swapper.drained(swapped.epoch, self._drain_seconds)
+            report.milliseconds["drain"] = _since(step)
         report.milliseconds["total"] = _since(begun)
-        if not report.drained:
-            self._journal(actor, f"{what}.not-drained", route, as_json(report))
         return report
+
+    @property
+    def owes(self) -> bool:
+        """Whether something is still to be written down."""
+        return bool(self._owed)
+
+    async def settle(self) -> None:
+        """Write down every rollback that is not yet. Raises StoreError where that is not possible now."""
+        while self._owed:
+            report, moved = self._owed[0]
+            await asyncio.to_thread(self._write_down, report, moved)
+            self._owed.pop(0)
+
+    def _write_down(self, report: RollbackReport, moved: Target | None) -> None:
+        """What waits for a disk, or for another process that has it: after the traffic has moved."""
+        if moved is not None:
+            self._took_over(report.route, moved, report.actor)
+        what = "rollback.drill" if report.drill else "rollback"
+        self._journal(report.actor, what, report.route, as_json(report))
 
 
 def as_json(report: RollbackReport) -> dict[str, Any]:

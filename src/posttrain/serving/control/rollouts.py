@@ -5,11 +5,12 @@ for. Not here: what a step needs (``rollout.steps``), what the traffic shows (``
 
 Order of writing, so that a kill at any instant leaves something that the next start finishes: first the event in the
 rollout's journal, then the snapshot on disk, then the workers. A snapshot that does not fit the journal is made again
-(:meth:`RolloutKeeper.tick`); an event that came too late in the journal changes nothing.
+(:meth:`RolloutKeeper.step`); an event that came too late in the journal changes nothing.
 """
 
 from __future__ import annotations
 
+import contextlib
 import json
 import time
 from collections.abc import Callable, Iterable, Mapping
@@ -19,12 +20,12 @@ from typing import Any
 
 from posttrain.core.atomic import write_atomic
 from posttrain.core.clock import utc_now
-from posttrain.core.errors import UnknownReferenceError
+from posttrain.core.errors import PosttrainError, StoreError, UnknownReferenceError
 from posttrain.core.suggest import did_you_mean
 from posttrain.serving.control.history import Latch, Latches
 from posttrain.serving.control.rollback import Journal, Ready, Rollback, RollbackReport
 from posttrain.serving.control.swap import Swapper, SwapReport
-from posttrain.serving.errors import RolloutError, ServingError
+from posttrain.serving.errors import RolloutError
 from posttrain.serving.records import Snapshot, Target, Upstream
 from posttrain.serving.rollout.events import (
     CONTROL,
@@ -117,28 +118,42 @@ class RolloutKeeper:
             upstreams = tuple(Upstream.model_validate(each) for each in json.loads(raw))
             self._open(spec, upstreams)
 
-    async def bring_back(self, ready: Ready) -> None:
-        """After a restart: load the candidates of open rollouts again; their engines ended with the last control.
+    async def bring_back(self, ready: Ready) -> tuple[Upstream, ...]:
+        """After a restart: load the candidates of open rollouts again; where they are now.
 
-        A candidate that cannot be loaded is rolled back: production must serve whatever is wrong with it.
+        Their engines ended with the last control. A candidate that cannot be loaded is rolled back: production must
+        serve, whatever is wrong with it.
         """
+        held: list[Upstream] = []
         for running in self._running.values():
             spec = running.spec
             if running.state.end is None:
                 try:
                     _, running.upstreams = await ready(spec.route, spec.candidate, running.upstreams)
-                except ServingError as error:
+                except PosttrainError as error:
                     self._lose(running, f"the candidate cannot be loaded again: {error}")
+                else:
+                    held += running.upstreams
+        return tuple(held)
 
     def _lose(self, running: Running, reason: str) -> None:
         spec, epoch = running.spec, self._swapper.current.epoch
-        latch = Latch(route=spec.route, at=utc_now(), actor=CONTROL, reason=reason, epoch=epoch)
-        self._alert(spec, "tripped", reason)
         if running.state.active:
-            self._latches.set(latch)
-            running.append(Tripped(trigger="restart", line=reason, epoch=epoch), "tripped")
+            self._latches.set(
+                Latch(route=spec.route, at=utc_now(), actor=CONTROL, reason=reason, epoch=epoch)
+            )
+            running.append(Tripped(trigger="restart", line=reason, epoch=epoch + 1), "tripped")
         else:
             running.append(Aborted(reason=reason), "aborted")
+        self._alert(spec, "tripped", reason)
+
+    def productions(self) -> dict[str, Target]:
+        """By route: what was production before the rollout that is under way on it."""
+        return {
+            running.spec.route: running.spec.production
+            for running in self._running.values()
+            if running.state.active and running.spec.production is not None
+        }
 
     def create(self, spec: RolloutSpec, upstreams: tuple[Upstream, ...], *, by: str) -> Running:
         """Write a rollout down. Raises RolloutError where the route is latched or in another rollout."""
@@ -159,29 +174,56 @@ class RolloutKeeper:
         return running
 
     def any_open(self) -> bool:
-        """Whether traffic has to be looked at for some rollout."""
-        return any(
-            running.state.end is None or (running.state.end == "rolled_back" and not running.state.confirmed)
+        """Whether there is a rollout that traffic, or what was left half done, has to be looked at for."""
+        return any(self._is_open(running) for running in self._running.values())
+
+    def _is_open(self, running: Running) -> bool:
+        state = running.state
+        if state.end is None or (state.end == "rolled_back" and not state.confirmed):
+            return True
+        return self._has_route(running)
+
+    def _has_route(self, running: Running) -> bool:
+        """Whether the current snapshot still says that this rollout is under way: a kill came before the next one."""
+        route = self._swapper.current.route(running.spec.route)
+        return route is not None and route.rollout == running.spec.id
+
+    def candidates(self) -> list[tuple[str, Target]]:
+        """Route and candidate of every rollout that is not over."""
+        return [
+            (running.spec.route, running.spec.candidate)
             for running in self._running.values()
-        )
+            if running.state.end is None
+        ]
 
-    def candidates(self) -> list[Target]:
-        """Candidates of rollouts that are not over."""
-        return [running.spec.candidate for running in self._running.values() if running.state.end is None]
+    def ids(self) -> list[str]:
+        """Of every rollout, the latest last."""
+        return list(self._running)
 
-    def find(self, name: str | None) -> Running:
-        """The rollout of this id; without one, the only one that is not over. Raises UnknownReferenceError."""
+    def moved(self, held: Iterable[Upstream]) -> None:
+        """Engines of candidates are somewhere else now."""
+        places = {upstream.name: upstream for upstream in held}
+        for running in self._running.values():
+            running.upstreams = tuple(places.get(each.name, each) for each in running.upstreams)
+
+    def find(self, name: str | None, action: str = "") -> Running:
+        """The rollout of this id; without one, the only one that ``action`` can mean. Raises UnknownReferenceError."""
         if name:
             if name not in self._running:
                 raise UnknownReferenceError(
                     f"there is no rollout {name!r}", hint=did_you_mean(name, self._running)
                 )
             return self._running[name]
-        open_ones = [running for running in self._running.values() if running.state.end is None]
-        if len(open_ones) != 1:
-            names = ", ".join(running.spec.id for running in open_ones) or "none"
-            raise UnknownReferenceError("name a rollout", hint=f"under way: {names}")
-        return open_ones[0]
+        states = [(running, running.state) for running in self._running.values()]
+        meant = [
+            running
+            for running, state in states
+            if (state.latched if action == "clear" else state.end is None)
+        ]
+        if len(meant) != 1:
+            names = ", ".join(running.spec.id for running in meant) or "none"
+            raise UnknownReferenceError("name a rollout", hint=f"it could be: {names}")
+        return meant[0]
 
     def status(self, running: Running) -> dict[str, Any]:
         """All that is known of one rollout, as JSON."""
@@ -218,21 +260,56 @@ class RolloutKeeper:
 
     # -- what happens by itself ----------------------------------------------------------------------
 
-    async def tick(self, rows: Rows, *, live: bool = True) -> None:
-        """Take new rows and do what follows from them; not ``live``: rows of before this process began."""
+    def observe(self, rows: Rows, *, live: bool = True) -> None:
+        """Take new rows; not ``live``: rows of before this process began."""
         kept, received = list(rows), now_ms() if live else None
+        for running in self._running.values():
+            if self._is_open(running):
+                running.observer.add(kept, received_ms=received)
+
+    async def step(self) -> list[str]:
+        """Do what follows from what was seen. What failed, one line each: it is tried again at the next look, and keeps
+        no other rollout from its step."""
+        failures = []
+        try:
+            await self._rollback.settle()
+        except (PosttrainError, OSError) as error:
+            failures.append(f"a rollback is not written down yet: {error}")
         for running in list(self._running.values()):
-            state = running.state
-            if state.end is not None and state.end != "rolled_back":
+            if not self._is_open(running):
                 continue
-            running.observer.add(kept, received_ms=received)
-            if state.end is None and state.stage is not None:
-                await self._repair(running)
-                step = next_step(running.spec, running.state, running.facts())
-                if step is not None:
-                    await self._take(running, step)
-            elif state.end == "rolled_back" and not state.confirmed:
-                await self._move_back(running, state.end_reason, by=CONTROL)
+            try:
+                await self._step(running)
+            except (PosttrainError, OSError, ValueError) as error:  # a boundary: disks, registries, engines
+                failures.append(f"rollout {running.spec.id}: {error}")
+        return failures
+
+    async def _step(self, running: Running) -> None:
+        state = running.state
+        if state.end == "rolled_back" and not state.confirmed:
+            await self._confirm(running)
+        elif state.active:
+            await self._repair(running)
+            step = next_step(running.spec, running.state, running.facts())
+            if step is not None:
+                await self._take(running, step)
+        elif self._has_route(running):
+            await self._repair(running)
+
+    async def _confirm(self, running: Running) -> None:
+        """A rollback that is not known to have reached every worker: say that it has, or do it (again)."""
+        spec, current = running.spec, self._swapper.current
+        route = current.route(spec.route)
+        gone = route is None or (
+            route.rollout != spec.id and all(target != spec.candidate for target in route.targets())
+        )
+        if not gone:
+            await self._move_back(running, running.state.end_reason, by=CONTROL)
+        elif not self._swapper.behind(current.epoch):
+            self._acked(running, current.epoch)
+
+    def _acked(self, running: Running, epoch: int) -> None:
+        running.append(SnapshotAcked(epoch=epoch), f"acked:{epoch}")
 
     async def _take(self, running: Running, step: Step) -> None:
         spec = running.spec
@@ -253,38 +330,48 @@ class RolloutKeeper:
                 await self._complete(running)
 
     async def _trip(self, running: Running, step: Step) -> None:
-        spec = running.spec
         assert step.trigger is not None, "a trip has its trigger"
-        figures = next(
-            (reading.figures for reading in running.facts().report.readings if reading.name == step.trigger),
-            {},
+        readings = running.facts().report.readings
+        figures = next((reading.figures for reading in readings if reading.name == step.trigger), {})
+        epoch = self._swapper.current.epoch + 1
+        # Before anything that may fail or take time: from here on it is rolled back, whoever has to finish it.
+        running.append(
+            Tripped(trigger=step.trigger, line=step.reason, figures=dict(figures), epoch=epoch), "tripped"
         )
-
-        def first(epoch: int) -> None:
-            running.append(
-                Tripped(trigger=str(step.trigger), line=step.reason, figures=dict(figures), epoch=epoch),
-                "tripped",
-            )
-
-        self._alert(spec, "tripped", step.reason)
-        await self._move_back(running, step.reason, by=CONTROL, first=first)
+        running.observer.enter(epoch, None)
+        try:
+            await self._move_back(running, step.reason, by=CONTROL)
+        finally:
+            self._alert(running.spec, "tripped", step.reason)
 
     async def _move_back(
         self, running: Running, reason: str, *, by: str, first: Callable[[int], None] | None = None
     ) -> RollbackReport:
         spec = running.spec
         report = await self._rollback.run(
-            spec.route, to=spec.production, reason=f"rollout {spec.id}: {reason}", actor=by, first=first
+            spec.route,
+            to=spec.production,
+            reason=f"rollout {spec.id}: {reason}",
+            actor=by,
+            first=first,
+            wait=False,
         )
-        running.append(RolledBack(reason=reason, epoch=report.epoch, by=by), "rolled_back")
-        running.observer.enter(report.epoch, None)
+        if not report.late:
+            self._acked(running, report.epoch)
         return report
 
     async def _complete(self, running: Running) -> None:
-        running.append(Completed(), "completed")
-        await self._swap(running, f"rollout {running.spec.id}: completed")
-        self._journal(CONTROL, "rollout.completed", running.spec.id, {"route": running.spec.route})
-        self._took_over(running.spec.route, running.spec.candidate, CONTROL)
+        spec = running.spec
+
+        def first(epoch: int) -> None:
+            self._latches.refuse(spec.route)  # it was rolled back while this waited for its turn
+            after = running.append(Completed(), "completed")
+            if after.end != "completed":
+                raise RolloutError(f"rollout {spec.id} went another way meanwhile: {after.label(spec)}")
+
+        await self._swap(running, f"rollout {spec.id}: completed", first)
+        self._journal(CONTROL, "rollout.completed", spec.id, {"route": spec.route})
+        self._took_over(spec.route, spec.candidate, CONTROL)
 
     async def _repair(self, running: Running) -> None:
         """Publish what the journal says where a kill came between the two."""
@@ -318,7 +405,10 @@ class RolloutKeeper:
             case "abort":
                 await self._abort(running, reason or "by hand", by=by)
             case "rollback":
-                await self._move_back(running, reason or "by hand", by=by)
+                why = reason or "by hand"
+                await self._move_back(
+                    running, why, by=by, first=lambda epoch: self._end(running, epoch, why, by)
+                )
             case "clear":
                 running.append(Cleared(reason=reason or "by hand", by=by), _unique("cleared"))
                 self._latches.clear(spec.route)
@@ -344,15 +434,35 @@ class RolloutKeeper:
         for running in self._running.values():
             if running.spec.route == route and running.state.active:
                 reason, by = str(given.get("reason") or "by hand"), str(given.get("by") or "somebody")
-                running.append(RolledBack(reason=reason, epoch=epoch, by=by), "rolled_back")
-                running.observer.enter(epoch, None)
+                self._end(running, epoch, reason, by)
+
+    def confirm_by_hand(self, route: str, report: RollbackReport) -> None:
+        """The rollback that a person asked for has reached every worker."""
+        for running in self._running.values():
+            state = running.state
+            waits = running.spec.route == route and state.end == "rolled_back" and not state.confirmed
+            if waits and not report.late:
+                self._acked(running, report.epoch)
+
+    def _end(self, running: Running, epoch: int, reason: str, by: str) -> None:
+        if running.state.active:
+            running.append(RolledBack(reason=reason, epoch=epoch, by=by), "rolled_back")
+            running.observer.enter(epoch, None)
 
     async def _start(self, running: Running, *, by: str) -> None:
+        spec = running.spec
+
         def first(epoch: int) -> None:
+            route = self._swapper.current.route(spec.route)
+            if route is None or route.production != spec.production:
+                raise RolloutError(
+                    f"production of {spec.route!r} has changed since rollout {spec.id} was written down",
+                    hint=f"`posttrain rollout abort {spec.id}`, and start another",
+                )
             running.append(Started(epoch=epoch, by=by), "started")
             running.observer.enter(epoch, 0)
 
-        await self._swap(running, f"rollout {running.spec.id}: gated", first)
+        await self._swap(running, f"rollout {spec.id}: gated", first)
 
     async def _advance(self, running: Running, *, by: str) -> None:
         spec, state = running.spec, running.state
@@ -388,8 +498,7 @@ class RolloutKeeper:
     ) -> SwapReport:
         report = await self._swapper.swap(lambda before: self._wanted(running, before), reason, first=first)
         if not report.late:
-            workers = tuple(str(number) for number in range(report.workers))
-            running.append(SnapshotAcked(epoch=report.epoch, workers=workers), f"acked:{report.epoch}")
+            self._acked(running, report.epoch)
         return report
 
     def _wanted(self, running: Running, before: Snapshot) -> Snapshot:
@@ -404,7 +513,9 @@ class RolloutKeeper:
     def _alert(self, spec: RolloutSpec, what: str, line: str) -> None:
         alert = {"at_ms": now_ms(), "rollout": spec.id, "route": spec.route, "what": what, "line": line}
         self._alerts.append(alert)
-        self._journal(CONTROL, f"rollout.{what}", spec.id, {"route": spec.route, "line": line})
+        # A journal that cannot be written now must not keep a bad candidate in traffic.
+        with contextlib.suppress(StoreError):
+            self._journal(CONTROL, f"rollout.{what}", spec.id, {"route": spec.route, "line": line})
 
 
 def _unique(name: str) -> str:

@@ -19,6 +19,8 @@ class SnapshotStore:
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
+        self._known: dict[int, Snapshot] = {}
+        """Snapshots never change, so none is read twice."""
         make_folder(folder)
 
     def epochs(self) -> list[int]:
@@ -32,11 +34,17 @@ class SnapshotStore:
 
     def get(self, epoch: int) -> Snapshot:
         """The snapshot of one epoch. Raises ServingError where there is none."""
-        try:
-            data = self._path(epoch).read_bytes()
-        except FileNotFoundError:
-            raise ServingError(f"there is no snapshot of epoch {epoch}") from None
-        return Snapshot.from_json(data)
+        if epoch not in self._known:
+            try:
+                data = self._path(epoch).read_bytes()
+            except FileNotFoundError:
+                raise ServingError(f"there is no snapshot of epoch {epoch}") from None
+            self._known[epoch] = Snapshot.from_json(data)
+        return self._known[epoch]
+
+    def all(self) -> list[Snapshot]:
+        """Every snapshot, the current one last."""
+        return [self.get(epoch) for epoch in self.epochs()]
 
     def publish(self, snapshot: Snapshot) -> None:
         """Keep the next snapshot, on the disk when this returns. Raises ServingError unless it follows the last one."""

@@ -10,7 +10,7 @@ import asyncio
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
-from posttrain.core.errors import UnknownReferenceError, UsageError
+from posttrain.core.errors import PosttrainError, UnknownReferenceError, UsageError
 from posttrain.core.suggest import did_you_mean
 from posttrain.serving.control.admin import Handler
 from posttrain.serving.control.proposals import attach_decision, propose
@@ -65,7 +65,7 @@ class Surface:
             },
             "restarts": self._control.pool.restarts,
             "engines": await asyncio.to_thread(self._control.deployer.status),
-            "rollouts": [running["id"] for running in self._control.rollouts.statuses()],
+            "rollouts": self._control.rollouts.ids(),
             "alerts": self._control.rollouts.alerts(),
             "failure": self._control.failure,
         }
@@ -88,19 +88,23 @@ class Surface:
         spec, upstreams = await propose(
             given, self._control.home, self._control.deployer, self._control.swapper.current
         )
-        self._control.follow()
+        await asyncio.to_thread(self._control.follow)
         running = self._control.rollouts.create(spec, upstreams, by=_by(given))
         if given.get("decision"):
             self._control.rollouts.attach(
                 running, attach_decision(self._control.home, given["decision"], by=_by(given))
             )
-        if given.get("start", True):
+        if not given.get("start", True):
+            return self._control.rollouts.status(running)
+        try:
             return await self._control.rollouts.act(running, "start", by=_by(given))
-        return self._control.rollouts.status(running)
+        except PosttrainError as error:  # what was refused must not stand in the way of the next one
+            await self._control.rollouts.act(running, "abort", by=_by(given), reason=str(error))
+            raise
 
     async def _act(self, given: Mapping[str, Any]) -> Any:
         name, _, action = str(given["rest"]).rpartition("/")
-        running = self._control.rollouts.find("" if name == "-" else name)
+        running = self._control.rollouts.find("" if name == "-" else name, action)
         if action == "decision":
             self._control.rollouts.attach(
                 running, attach_decision(self._control.home, given["decision"], by=_by(given))
@@ -123,6 +127,8 @@ class Surface:
             drill=drill,
             first=None if drill else lambda epoch: self._control.rollouts.ended_by_hand(route, epoch, given),
         )
+        if not drill:
+            self._control.rollouts.confirm_by_hand(route, report)
         return as_json(report)
 
     async def _clear(self, given: Mapping[str, Any]) -> Any:

@@ -82,7 +82,7 @@ class Swapper:
             self.store.publish(snapshot)
             kept = time.monotonic()
             self._links.broadcast({"op": "snapshot", "snapshot": snapshot.to_json()})
-            await self._links.wait_until(lambda: not self._behind(snapshot.epoch), ack_seconds)
+            await self._links.wait_until(lambda: not self.behind(snapshot.epoch), ack_seconds)
             done = time.monotonic()
         return SwapReport(
             epoch=snapshot.epoch,
@@ -90,7 +90,7 @@ class Swapper:
             kept_ms=(kept - begun) * 1000,
             acked_ms=(done - begun) * 1000,
             workers=len(self._links.by_name),
-            late=tuple(self._behind(snapshot.epoch)),
+            late=tuple(self.behind(snapshot.epoch)),
         )
 
     async def drained(self, epoch: int, seconds: float) -> bool:
@@ -99,5 +99,6 @@ class Swapper:
             lambda: all(link.drained >= epoch for link in self._links.by_name.values()), seconds
         )
 
-    def _behind(self, epoch: int) -> list[str]:
+    def behind(self, epoch: int) -> list[str]:
+        """Connected workers that do not serve ``epoch`` yet."""
         return [name for name, link in self._links.by_name.items() if link.epoch < epoch]

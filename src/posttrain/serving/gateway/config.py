@@ -135,6 +135,8 @@ class WorkerConfig(Document):
     """How many there are."""
     guardrails: GuardrailConfig | None = None
     """Rules over what is asked and answered."""
+    metrics_folder: str | None = None
+    """Where workers show each other their metrics, so that ``/metrics`` is of all of them; None: of the one asked."""
     grace_seconds: float = Field(30.0, ge=0)
     """How long requests in flight may take to end after SIGTERM."""
 

@@ -1,9 +1,9 @@
 """One page of metrics for all workers.
 
-Here: putting a worker's page where the others find it, and one page of all. Not here: the numbers (``metrics``). Workers
-share one port, so whoever asks for ``/metrics`` meets any of them; without this a counter would seem to go back at every
-other look. Each sample says its worker. Pages of others are at most as old as they are put; a page that was not put for
-:data:`_STALE_SECONDS` is of a worker that is gone.
+Here: putting a worker's page where the others find it, and one page of all. Not here: the numbers (``metrics``).
+Workers share one port, so whoever asks for ``/metrics`` meets any of them; without this a counter would seem to go back
+at every other look. Each sample says its worker. Pages of others are at most as old as they are put; a page that was
+not put for :data:`_STALE_SECONDS` is of a worker that is gone.
 """
 
 from __future__ import annotations

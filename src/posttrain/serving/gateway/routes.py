@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from functools import partial
 from importlib import resources
+from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 import orjson
@@ -23,6 +24,7 @@ from posttrain.serving.gateway.exchange import Exchange
 from posttrain.serving.gateway.feedback import BadFeedback, feedback_row
 from posttrain.serving.gateway.identity import REQUEST_ID_HEADER, read_asker
 from posttrain.serving.gateway.metrics import Gauge, exposition, labels, rss_bytes
+from posttrain.serving.gateway.metrics_page import MetricsShelf
 from posttrain.serving.gateway.replies import ApiError
 from posttrain.serving.gateway.server import Request, ServerConnection
 
@@ -42,6 +44,9 @@ class Routes:
 
     def __init__(self, context: Context) -> None:
         self._context = context
+        folder = context.config.metrics_folder
+        self.shelf = None if folder is None else MetricsShelf(Path(folder), context.config.name)
+        """Where the other workers' metrics are."""
         self.draining = False
         """No new connection comes; what comes on the old ones is answered."""
         read = (b"GET", b"HEAD")
@@ -189,6 +194,13 @@ class Routes:
         connection.reply(request, 503 if self.draining or refuses else 200, orjson.dumps(says))
 
     def _metrics(self, connection: ServerConnection, request: Request) -> None:
+        page = self.metrics_page()
+        if self.shelf is not None:
+            page = self.shelf.page(page)
+        connection.reply(request, 200, page, content_type=replies.TEXT)
+
+    def metrics_page(self) -> bytes:
+        """This worker's metrics, as Prometheus reads them."""
         context = self._context
         plan = context.plan
         breakers, errors, connections = {}, {}, {}
@@ -218,7 +230,7 @@ class Routes:
             Gauge("upstream_errors_total", "Calls that failed.", errors, "counter"),
             Gauge("rss_bytes", "Memory of this worker.", {"": rss_bytes()}),
         )
-        connection.reply(request, 200, exposition(context.metrics, gauges), content_type=replies.TEXT)
+        return exposition(context.metrics, gauges)
 
     def _openapi(self, connection: ServerConnection, request: Request) -> None:
         text = resources.files("posttrain.serving.gateway").joinpath("openapi.json").read_bytes()

@@ -32,6 +32,7 @@ from posttrain.serving.traffic.pseudonym import load_or_make_secret
 from posttrain.serving.traffic.segments import SegmentWriter
 
 _SWEEP_SECONDS = 0.05
+_SHELVE_SECONDS = 1.0
 _BACKLOG = 4096
 
 
@@ -100,7 +101,14 @@ class Worker:
         self.port = listener.getsockname()[1]
         self.drained_epoch = snapshot.epoch
         self._sweeper = loop.call_later(_SWEEP_SECONDS, self._sweep)
+        self._shelve()
         return self.port
+
+    def _shelve(self) -> None:
+        """Show the other workers this one's metrics, every second."""
+        if self._routes.shelf is not None and self._server is not None:
+            self._routes.shelf.put(self._routes.metrics_page())
+            asyncio.get_running_loop().call_later(_SHELVE_SECONDS, self._shelve)
 
     def swap(self, snapshot: Snapshot) -> None:
         """Use another snapshot for every request accepted from now on. Raises ServingError for an older one."""

@@ -15,7 +15,6 @@ import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, NamedTuple, Protocol
 
-from posttrain.core.errors import PosttrainError
 from posttrain.engines.judging import PairJudgement, PairRequest
 from posttrain.engines.reward_scorer import RewardScorer
 from posttrain.serving.assignment import bucket
@@ -88,7 +87,7 @@ def judge_pairs(judge: PairJudge, name: str, pairs: Sequence[Pair]) -> list[dict
     if readable:
         try:
             judged = judge.compare([request for _, request in readable])
-        except PosttrainError as error:
+        except Exception as error:  # a boundary: a batch that no judge can take must not come again for ever
             judged = [PairJudgement(None, False, str(error)) for _ in readable]
         found = {str(pair.shadow["id"]): word for (pair, _), word in zip(readable, judged, strict=True)}
     unread = PairJudgement(None, False, "an answer is missing, or its content was not logged")

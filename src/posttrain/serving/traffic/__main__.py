@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import argparse
 import logging
+import os
 import sys
 import time
 from collections.abc import Callable, Sequence
@@ -26,7 +27,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m posttrain.serving.traffic", description=__doc__)
     parser.add_argument("--folder", type=Path, required=True, help="where the segments are")
     parser.add_argument(
-        "--index", metavar="URL", help="sqlite:///PATH or postgresql://…; default: in the folder"
+        "--index",
+        metavar="URL",
+        default=os.environ.get("POSTTRAIN_TRAFFIC_INDEX"),
+        help="sqlite:///PATH or postgresql://…; default: POSTTRAIN_TRAFFIC_INDEX, else in the folder",
     )
     parser.add_argument(
         "--poll-seconds", type=float, default=0.2, help="how often to look (default: %(default)s)"
