@@ -36,6 +36,7 @@ Row: TypeAlias = Mapping[str, Any]
 
 _CLIENT_FAULTS = frozenset({400, 413, 415, 422})
 _KEPT_EXAMPLES = 3
+_MAX_WAITING = 200_000
 
 
 class Key(NamedTuple):
@@ -338,6 +339,16 @@ class Observer:
 
     # -- what is learned later ---------------------------------------------------------------------
 
+    def _waiting_for(self, name: str) -> set[_Said]:
+        """What was said of a request that has not been seen. Of requests that never come there may be any number: the
+        oldest are forgotten."""
+        found = self._waiting.get(name)
+        if found is None:
+            found = self._waiting[name] = set()
+            if len(self._waiting) > _MAX_WAITING:
+                del self._waiting[next(iter(self._waiting))]
+        return found
+
     def _feedback(self, row: Row) -> None:
         what = row["type"]
         if what == "incident" or (what == "abandon" and (row.get("value") is None or row["value"] > 0)):
@@ -345,7 +356,7 @@ class Observer:
             if row["of"] in self._known:
                 self._learn(row["of"], said)
             else:
-                self._waiting.setdefault(row["of"], set()).add(said)
+                self._waiting_for(row["of"]).add(said)
 
     def _learn(self, request: str, said: _Said) -> None:
         code = self._known[request]
