@@ -18,10 +18,11 @@ from posttrain.artifacts.records import Artifact
 from posttrain.artifacts.releases.create import create_release
 from posttrain.core.errors import PosttrainError
 from posttrain.core.settings import Settings
-from posttrain.serving.config import ServeConfig
+from posttrain.serving.config import ServeConfig, TargetConfig
 from posttrain.serving.control.admin import AdminClient
 from posttrain.serving.control.control import Control
 from posttrain.serving.errors import ServingError
+from posttrain.serving.records import Snapshot
 from posttrain.serving.traffic.follow import Follower
 from tests.serving.control_gateway_world import CONTRACT, SUITE
 from tests.serving.drivers_stale_engine import StaleEngine
@@ -302,3 +303,57 @@ def test_an_adapter_that_is_a_folder_in_the_release_itself_is_served_and_pickles
             assert len(engine.models) == 2
 
     run(test, 120)
+
+
+def test_a_rollback_to_an_adapter_that_is_not_loaded_loads_it_first_and_fails_no_request(
+    drivers_world: World, tmp_path: Path
+) -> None:
+    home = make_home(tmp_path, drivers_world)
+    config = serve_config({"tiny": "red"})
+
+    def serving(control: Control, release: str) -> Any:
+        """The snapshot with another release in production, as a rollout leaves it."""
+
+        async def move() -> None:
+            target, held = await control.deployer.deploy("tiny", TargetConfig(release=release))
+            known = {upstream.name: upstream for upstream in held}
+
+            def change(snapshot: Snapshot) -> Snapshot:
+                route = snapshot.routes[0].model_copy(update={"production": target})
+                return snapshot.model_copy(update={"routes": (route,), "upstreams": tuple(known.values())})
+
+            await control.swapper.swap(change, f"to {release}")
+
+        return move()
+
+    async def test() -> None:
+        async with gateway(home, config) as control:
+            await serving(control, "blue")
+        async with gateway(home, config) as control:  # only what serves is loaded again
+            engine = control.deployer.status()[0]
+            assert [name.partition("@")[0] for name in engine["adapters"]] == ["blue"]
+            question, stop, said, failed = QUESTIONS[0], asyncio.Event(), [], []
+
+            async def keep_asking() -> None:
+                while not stop.is_set():
+                    try:
+                        said.append(await asyncio.to_thread(ask, control.url(), "tiny", question))
+                    except AssertionError as error:
+                        failed.append(error)
+
+            asking = [asyncio.create_task(keep_asking()) for _ in range(2)]
+            while not said:
+                await asyncio.sleep(0.01)
+            admin = AdminClient(control.folder)
+            report = await asyncio.to_thread(admin.call, "POST", "/v1/rollback", {"by": "ann"})
+            before = len(said)
+            while len(said) < before + 3:
+                await asyncio.sleep(0.01)
+            stop.set()
+            await asyncio.gather(*asking)
+            assert (report["before"], report["after"], report["late"]) == ("blue", "red", [])
+            assert not failed
+            assert said[0] == drivers_world.texts["blue"][question]
+            assert said[-1] == drivers_world.texts["red"][question]
+
+    run(test, 300)
