@@ -298,7 +298,7 @@ def _cpu_seconds(folder: Path) -> float:
     import psutil
 
     known = json.loads((folder / "home/serving/default/workers/workers.json").read_bytes())
-    return sum(sum(psutil.Process(pid).cpu_times()[:2]) for pid, _ in known.values())
+    return sum(sum(psutil.Process(pid).cpu_times()[:2]) for pid, *_ in known.values())
 
 
 if __name__ == "__main__":

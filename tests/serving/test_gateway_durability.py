@@ -96,7 +96,7 @@ def test_nothing_acknowledged_is_lost_to_hundreds_of_kills_of_everything(
 def limit_segments(gateway: GatewayProcesses, more: int | None) -> None:
     """No worker's segment may grow by more than this; None: they may again. It ends in the middle of a row."""
     known = json.loads((gateway.folder / "workers" / "workers.json").read_bytes())
-    for owner, (pid, _) in known.items():
+    for owner, (pid, *_) in known.items():
         newest = max(name for name in list_segments(gateway.traffic) if name.owner == owner)
         size = (gateway.traffic / str(newest)).stat().st_size
         soft = resource.RLIM_INFINITY if more is None else size + more

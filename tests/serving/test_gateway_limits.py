@@ -37,14 +37,17 @@ def test_above_the_limit_requests_are_shed(tmp_path: Path) -> None:
 
 def test_above_the_limit_requests_wait_in_order_and_not_for_ever(tmp_path: Path) -> None:
     async def test() -> None:
-        limits = LimitsConfig(max_in_flight=1, queue=3, queue_seconds=0.3)
+        limits = LimitsConfig(max_in_flight=1, queue=3, queue_seconds=1.5)
         async with world(tmp_path, limits=limits) as place:
             clients = [await place.client() for _ in range(6)]
             tasks = []
             for number, client in enumerate(clients):
-                delay = 0.5 if number == 2 else 0.05
+                delay = {0: 0.6, 2: 3.0}.get(number, 0.05)
                 tasks.append(asyncio.create_task(client.ask(chat(str(number), mock={"delay": delay}))))
-                await asyncio.sleep(0.005)
+                if number == 0:
+                    await place.until(lambda: place.ups["a"].calls)
+                elif number <= 3:
+                    await place.until(lambda waiting=number: place.worker.stats()["queue_depth"] == waiting)
             replies = await asyncio.gather(*tasks)
             # The first is answered, 1 and 2 after it; 3 waits too long behind 2; 4 and 5 found the queue full.
             assert [reply.status for reply in replies] == [200, 200, 200, 429, 429, 429]
