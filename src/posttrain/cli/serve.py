@@ -71,7 +71,7 @@ def _say(where: dict[str, Any], *, as_json: bool) -> None:
     click.echo(f"  log    {where['traffic']}  (`posttrain log tail`)")
     click.echo(f"  admin  {where['admin']}  (`posttrain rollout status`, `posttrain rollback`)")
     if where["keys"]:
-        click.echo("  every request needs a key: `posttrain key create TENANT`")
+        click.echo("  every request needs a key: `posttrain key create --tenant NAME`")
 
 
 def _read(path: Path) -> ServeConfig:
