@@ -34,7 +34,7 @@ CheckStatus: TypeAlias = Literal["ok", "absent", "warning", "failed"]
 _MIN_PYTHON = (3, 11)
 _PROBE_SECONDS = 120
 _LOW_DISK_BYTES = 2 * 1024**3
-_EXTRAS = ("train", "gguf", "postgres")
+_EXTRAS = ("train", "gguf", "serve", "sign", "postgres")
 
 _TORCH_PROBE = """
 import json, torch
