@@ -7,6 +7,7 @@ import contextlib
 import json
 import os
 import signal
+import subprocess
 import sys
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -204,3 +205,10 @@ def test_a_killed_worker_has_lost_no_answer_that_a_client_has_whole(tmp_path: Pa
         assert len(begins - set(ends)) <= 4 * 8
 
     run(test)
+
+
+def test_a_worker_that_nobody_told_anything_does_not_wait_for_ever(tmp_path: Path) -> None:
+    """Control may be killed between starting a worker and hearing of it, and be gone for good."""
+    command = [sys.executable, "-m", "posttrain.serving.gateway", "--worker", "w0"]
+    done = subprocess.run([*command, "--control", str(tmp_path / "nobody.sock")], timeout=60, check=False)
+    assert done.returncode == 0

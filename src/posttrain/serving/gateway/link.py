@@ -15,6 +15,7 @@ import gc
 import logging
 import os
 import signal
+import time
 from typing import Any
 
 import orjson
@@ -27,6 +28,9 @@ from posttrain.serving.records import Snapshot
 _log = logging.getLogger(__name__)
 _RECONNECT_SECONDS = 0.2
 _STATS_SECONDS = 1.0
+_LONELY_SECONDS = 5.0
+"""How long a worker that was never told what to serve looks for control: the one that started it may have been killed,
+and the next one, which knows nothing of it, may be gone, too."""
 _MAX_LINE = 64 << 20
 
 
@@ -61,9 +65,11 @@ class ControlLink:
                 self._writer.close()
 
     async def _follow(self) -> None:
+        heard_at = time.monotonic()
         while True:
             try:
                 reader, self._writer = await asyncio.open_unix_connection(self._path, limit=_MAX_LINE)
+                heard_at = time.monotonic()
                 self._say(
                     "hello", worker=self._name, pid=os.getpid(), epoch=self._epoch, port=self._worker.port
                 )
@@ -75,6 +81,9 @@ class ControlLink:
                 if self._writer is not None:
                     self._writer.close()
                     self._writer = None
+            if not self._started and time.monotonic() - heard_at > _LONELY_SECONDS:
+                self._stopping.set()
+                return
             await asyncio.sleep(_RECONNECT_SECONDS)
 
     async def _report(self) -> None:
