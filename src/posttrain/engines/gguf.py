@@ -98,6 +98,15 @@ def export_gguf(
     _write_tokenizer(writer, tokenizer, vocab_size=config["vocab_size"])
     for name, tensor in tensors.items():
         writer.add_tensor(name, tensor if tensor.ndim == 1 else tensor.astype(dtype))
+    write_whole(writer, temporary, destination)
+    return destination
+
+
+def write_whole(writer: Any, temporary: Path, destination: Path) -> None:
+    """Write what a ``GGUFWriter`` on ``temporary`` holds and give it the name ``destination``, whole or not at all.
+
+    Raises StorageFullError.
+    """
     with storage_errors(destination.parent):
         try:
             writer.write_header_to_file()
@@ -114,7 +123,6 @@ def export_gguf(
             raise
         finally:
             temporary.unlink(missing_ok=True)
-    return destination
 
 
 def _read_config(folder: Path) -> dict[str, Any]:

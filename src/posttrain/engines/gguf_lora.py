@@ -12,9 +12,9 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from posttrain.core.atomic import make_folder, storage_errors, sync_file, sync_folder, unique_name
+from posttrain.core.atomic import make_folder, unique_name
 from posttrain.core.errors import MissingDependencyError, ModelError
-from posttrain.engines.gguf import TENSORS, permute_rope
+from posttrain.engines.gguf import TENSORS, permute_rope, write_whole
 from posttrain.engines.lora import LoraWeights, read_lora
 
 if TYPE_CHECKING:
@@ -48,17 +48,7 @@ def export_gguf_lora(adapter_folder: Path, base_folder: Path, destination: Path)
     writer.add_float32(gguf.Keys.Adapter.LORA_ALPHA, weights.alpha)
     for name, tensor in tensors.items():
         writer.add_tensor(name, tensor)
-    with storage_errors(destination.parent):
-        try:
-            writer.write_header_to_file()
-            writer.write_kv_data_to_file()
-            writer.write_tensors_to_file()
-            writer.close()
-            sync_file(temporary)
-            temporary.replace(destination)
-            sync_folder(destination.parent)
-        finally:
-            temporary.unlink(missing_ok=True)
+    write_whole(writer, temporary, destination)
     return destination
 
 
