@@ -8,6 +8,7 @@ import os
 import re
 import signal
 import sys
+import time
 from pathlib import Path
 from typing import Any
 
@@ -180,6 +181,27 @@ def test_a_release_with_a_changed_byte_never_meets_traffic(tmp_path: Path) -> No
                 await roll_out(place, name, model)
             assert await place.call("GET", "/v1/rollouts") == []
             assert (await place.call("GET", "/v1/status"))["epoch"] == 1
+
+    run(test)
+
+
+def test_a_rollback_that_two_write_down_is_in_the_journal_once(tmp_path: Path) -> None:
+    async def test() -> None:
+        async with gateway(tmp_path) as place:
+            rollback, journal = place.control.rollback, place.home.registry.journal
+            write = rollback._journal
+
+            def slowly(*line: Any) -> None:
+                time.sleep(0.05)
+                write(*line)
+
+            rollback._journal = slowly
+            drill = asyncio.create_task(rollback.run("m", reason="a drill", actor="ann", drill=True))
+            while not drill.done():  # what looks after all rollouts does this again and again
+                await rollback.settle()
+                await asyncio.sleep(0.002)
+            await drill
+            assert [entry.action for entry in journal() if "rollback" in entry.action] == ["rollback.drill"]
 
     run(test)
 

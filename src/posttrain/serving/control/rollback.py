@@ -85,6 +85,8 @@ class Rollback:
         self._end_workers = end_workers
         self._owed: list[tuple[RollbackReport, Target | None]] = []
         """Rollbacks that happened and are not in the journal."""
+        self._settling = asyncio.Lock()
+        """Who rolled back and who looks after what is owed may settle at the same time; each is written once."""
         self._drain_seconds = drain_seconds
 
     async def run(
@@ -169,10 +171,11 @@ class Rollback:
 
     async def settle(self) -> None:
         """Write down every rollback that is not yet. Raises StoreError where that is not possible now."""
-        while self._owed:
-            report, moved = self._owed[0]
-            await asyncio.to_thread(self._write_down, report, moved)
-            self._owed.pop(0)
+        async with self._settling:
+            while self._owed:
+                report, moved = self._owed[0]
+                await asyncio.to_thread(self._write_down, report, moved)
+                self._owed.pop(0)
 
     def _write_down(self, report: RollbackReport, moved: Target | None) -> None:
         """What waits for a disk, or for another process that has it: after the traffic has moved."""
