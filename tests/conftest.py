@@ -19,6 +19,12 @@ from uuid import uuid4
 
 import pytest
 
+if os.environ.get("POSTTRAIN_TEST_COMPILED"):  # before a test imports what may be compiled
+    from posttrain.serving.gateway.compiled import use_compiled
+
+    if not use_compiled():
+        raise RuntimeError("nothing is compiled: `posttrain compile`")
+
 _START_SECONDS = 60
 _PR_SET_PDEATHSIG = 1
 

@@ -95,6 +95,7 @@ def test_help_loads_click_and_the_standard_library_only() -> None:
         "posttrain.cli._rollout_live",
         "posttrain.cli._serving",
         "posttrain.cli.compare",
+        "posttrain.cli.compile",
         "posttrain.cli.doctor",
         "posttrain.cli.evaluate",
         "posttrain.cli.example",

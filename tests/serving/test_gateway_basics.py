@@ -10,6 +10,7 @@ import pytest
 
 from posttrain.core.canonical import digest_json
 from posttrain.serving.assignment import bucket
+from posttrain.serving.gateway.compiled import is_compiled
 from posttrain.serving.records import Canary
 from tests.serving.gateway_world import chat, run, target, world
 
@@ -218,6 +219,7 @@ def test_pages(tmp_path: Path) -> None:
             assert f'posttrain_gateway_latency_seconds_bucket{{{own},le="+Inf"}} 1' in text
             assert 'posttrain_gateway_breaker_state{upstream="a",lane="user"} 0' in text
             assert "posttrain_gateway_rss_bytes" in text
+            assert f"posttrain_gateway_compiled {int(is_compiled())}\n" in text
             document = (await place.get("/openapi.json")).json()
             assert document["openapi"] == "3.1.0"
             client = await place.client()

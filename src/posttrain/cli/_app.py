@@ -37,6 +37,7 @@ COMMANDS = {
     "key": "posttrain.cli.key:key",
     "log": "posttrain.cli.log:log",
     "router": "posttrain.cli.router:router",
+    "compile": "posttrain.cli.compile:compile_gateway",
     "show": "posttrain.cli.show:show",
     "recipes": "posttrain.cli.recipes:recipes",
     "doctor": "posttrain.cli.doctor:doctor",

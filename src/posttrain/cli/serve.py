@@ -67,7 +67,8 @@ def _say(where: dict[str, Any], *, as_json: bool) -> None:
     if as_json:
         print_json(where)
         return
-    click.echo(f"serving {', '.join(where['models'])} at {where['url']} with {where['workers']} workers")
+    workers = f"{where['workers']}{' compiled' if where['compiled'] else ''} workers"
+    click.echo(f"serving {', '.join(where['models'])} at {where['url']} with {workers}")
     click.echo(f"  log    {where['traffic']}  (`posttrain log tail`)")
     click.echo(f"  admin  {where['admin']}  (`posttrain rollout status`, `posttrain rollback`)")
     if where["keys"]:

@@ -27,6 +27,7 @@ from posttrain.pipelines.plan import existing_home
 from posttrain.pipelines.recipe import shipped_recipes
 from posttrain.pipelines.registry import STAGES
 from posttrain.pipelines.show import list_recipes
+from posttrain.serving.gateway.compiled import compiled_folder
 
 CheckStatus: TypeAlias = Literal["ok", "absent", "warning", "failed"]
 """``absent``: not installed and not needed for what is; ``failed`` makes the command exit with 1."""
@@ -34,7 +35,7 @@ CheckStatus: TypeAlias = Literal["ok", "absent", "warning", "failed"]
 _MIN_PYTHON = (3, 11)
 _PROBE_SECONDS = 120
 _LOW_DISK_BYTES = 2 * 1024**3
-_EXTRAS = ("train", "gguf", "serve", "sign", "postgres")
+_EXTRAS = ("train", "gguf", "serve", "sign", "postgres", "compile")
 
 _TORCH_PROBE = """
 import json, torch
@@ -102,6 +103,15 @@ def _extras() -> list[Check]:
         checks.append(
             Check("extras", extra, status, detail, f"pip install 'posttrain[{extra}]'" if missing else None)
         )
+    compiled = compiled_folder() is not None
+    checks.append(
+        Check(
+            "extras",
+            "gateway workers",
+            "ok",
+            "compiled" if compiled else "interpreted (`posttrain compile` spares a third of their time)",
+        )
+    )
     return checks
 
 

@@ -11,6 +11,7 @@ import logging
 import sys
 
 from posttrain.core.errors import MissingDependencyError, PosttrainError
+from posttrain.serving.gateway.compiled import use_compiled
 
 
 def main() -> int:
@@ -31,6 +32,7 @@ def main() -> int:
 
 def run(control: str, worker: str) -> int:
     """The loop."""
+    use_compiled()
     try:
         import uvloop
 

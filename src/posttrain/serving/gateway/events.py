@@ -120,7 +120,7 @@ class Answer:
                 else:
                     text = choice.get("text")
                     if type(text) is str and text:
-                        self.choices.setdefault(_index(choice), _Texts()).append(text)
+                        self.choices.setdefault(_index(choice), _Text()).pieces.append(text)
                 finish = choice.get("finish_reason")
                 if finish is not None:
                     self._finished(finish)
@@ -171,11 +171,16 @@ class _Message:
 def _joined(said: Any) -> Any:
     if isinstance(said, _Message):
         return said.joined()
-    return "".join(said) if isinstance(said, _Texts) else said
+    return "".join(said.pieces) if isinstance(said, _Text) else said
 
 
-class _Texts(list[str]):
-    """The pieces of a text."""
+class _Text:
+    """A text that is put together from the pieces of a stream."""
+
+    __slots__ = ("pieces",)
+
+    def __init__(self) -> None:
+        self.pieces: list[str] = []
 
 
 class EventReader:

@@ -11,7 +11,7 @@ import math
 import time
 from email.utils import formatdate
 from http import HTTPStatus
-from typing import NamedTuple
+from typing import ClassVar, NamedTuple
 
 import orjson
 
@@ -52,8 +52,8 @@ class ApiError(NamedTuple):
 
 
 class _Date:
-    second = 0
-    line = b""
+    second: ClassVar[int] = 0
+    line: ClassVar[bytes] = b""
 
 
 def _date_line() -> bytes:

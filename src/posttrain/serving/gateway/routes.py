@@ -17,6 +17,7 @@ import orjson
 
 from posttrain.serving.access.records import Principal, Refusal
 from posttrain.serving.gateway import replies
+from posttrain.serving.gateway.compiled import is_compiled
 from posttrain.serving.gateway.context import Context
 from posttrain.serving.gateway.ensemble import Ensemble
 from posttrain.serving.gateway.events import Endpoint
@@ -229,6 +230,7 @@ class Routes:
             Gauge("upstream_connections", "Connections to upstreams.", connections),
             Gauge("upstream_errors_total", "Calls that failed.", errors, "counter"),
             Gauge("rss_bytes", "Memory of this worker.", {"": rss_bytes()}),
+            Gauge("compiled", "1 where this worker runs the compiled hot path.", {"": float(is_compiled())}),
         )
         return exposition(context.metrics, gauges)
 

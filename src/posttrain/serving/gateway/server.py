@@ -12,7 +12,6 @@ Time-outs are looked at by ``ServerDoor.sweep``, so that no timer is made per re
 
 from __future__ import annotations
 
-import asyncio
 import logging
 import time
 from collections import deque
@@ -24,13 +23,13 @@ from posttrain.serving.access.records import Principal
 from posttrain.serving.gateway import replies
 from posttrain.serving.gateway.config import LimitsConfig
 from posttrain.serving.gateway.replies import ApiError
+from posttrain.serving.gateway.wire import Wire, never
 
 _log = logging.getLogger(__name__)
 _KEEP_READING = 16
 """Pipelined requests that are taken in while one is being answered; more wait in the socket."""
 _LINGER_SECONDS = 2.0
 _ONCE = frozenset({b"host", b"authorization", b"content-type", b"x-request-id"})
-_never = float("inf")
 
 
 class Request:
@@ -126,7 +125,7 @@ class ServerDoor:
             connection.close_if_idle()
 
 
-class ServerConnection(asyncio.Protocol):
+class ServerConnection(Wire):
     """One client connection."""
 
     __slots__ = (
@@ -151,18 +150,17 @@ class ServerConnection(asyncio.Protocol):
         "active",
         "deadline",
         "door",
-        "transport",
         "write_deadline",
     )
 
     def __init__(self, door: ServerDoor) -> None:
+        super().__init__()
         self.door = door
-        self.transport: Any = None
         self.active: Active | None = None
         """Who answers the current request."""
-        self.deadline = _never
+        self.deadline = never
         """When what is being read, or the next request, must be there."""
-        self.write_deadline = _never
+        self.write_deadline = never
         """When the client must have taken something."""
         self._now = 0.0
         self._parser = httptools.HttpRequestParser(self)
@@ -215,7 +213,7 @@ class ServerConnection(asyncio.Protocol):
 
     def resume_writing(self) -> None:
         """Part of the protocol."""
-        self.write_deadline = _never
+        self.write_deadline = never
         if self.active is not None:
             self.active.client_slow(False)
 
@@ -360,7 +358,7 @@ class ServerConnection(asyncio.Protocol):
         self._in_message = False
         self._wants_continue = False
         self._body_bytes = self._head_bytes = 0
-        self.deadline = _never
+        self.deadline = never
         if not request.keep_alive:
             self._no_input = True
 
@@ -443,7 +441,7 @@ class ServerConnection(asyncio.Protocol):
                 self._pump()
         else:
             self._no_input = True
-            self.deadline = self.write_deadline = _never
+            self.deadline = self.write_deadline = never
             self.transport.abort()
 
     def _stays(self, request: Request) -> bool:
@@ -466,7 +464,7 @@ class ServerConnection(asyncio.Protocol):
         request.headers.pop(b"expect", None)
         self._in_head = self._in_message = False
         self._chunks = []
-        self.deadline = _never
+        self.deadline = never
         self._queue.append(request)
 
     def _continue(self) -> None:

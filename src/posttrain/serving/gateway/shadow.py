@@ -200,7 +200,7 @@ class _Copy(Call):
             except BadAnswer as bad:
                 error = str(bad)
         if self._handle is not None:
-            if error is not None and self._status in (0, 200, *range(500, 600)):
+            if error is not None and (self._status in (0, 200) or 500 <= self._status < 600):
                 self._handle.breaker.failed(time.monotonic())
             else:
                 self._handle.breaker.succeeded()

@@ -18,19 +18,19 @@ import os
 import ssl
 import time
 from collections import deque
-from typing import Any, Literal, TypeAlias
+from typing import Literal, TypeAlias
 from urllib.parse import urlsplit
 
 import httptools
 
 from posttrain.serving.gateway.breaker import Breaker
 from posttrain.serving.gateway.config import BreakerConfig
+from posttrain.serving.gateway.wire import Wire, never
 from posttrain.serving.records import Upstream
 
 Failure: TypeAlias = Literal["connect", "slow", "cut", "garbage"]
 """``connect``: no connection. ``slow``: a time-out. ``cut``: the connection ended before the answer did. ``garbage``:
 what came is not HTTP."""
-_never = float("inf")
 _IDLE_SECONDS = 60.0
 
 
@@ -46,7 +46,7 @@ class Call:
         """Where it is under way."""
         self.carrier: UpstreamConnection | None = None
         """Where its answer came from; it may carry another call by now."""
-        self.call_deadline = _never
+        self.call_deadline = never
         """When the answer must have begun."""
         self.is_repeat = False
         """Whether a stale connection has already cost it one."""
@@ -72,7 +72,7 @@ class Call:
         raise NotImplementedError
 
 
-class UpstreamConnection(asyncio.Protocol):
+class UpstreamConnection(Wire):
     """One connection to an upstream."""
 
     __slots__ = (
@@ -90,14 +90,13 @@ class UpstreamConnection(asyncio.Protocol):
         "deadline",
         "idle_since",
         "pool",
-        "transport",
     )
 
     def __init__(self, pool: Pool) -> None:
+        super().__init__()
         self.pool = pool
-        self.transport: Any = None
         self.call: Call | None = None
-        self.deadline = _never
+        self.deadline = never
         self.idle_since = 0.0
         self._parser = httptools.HttpResponseParser(self)
         self._fields: dict[bytes, bytes] = {}
@@ -128,7 +127,7 @@ class UpstreamConnection(asyncio.Protocol):
             return
         self._paused = paused
         if paused:
-            self.deadline = _never
+            self.deadline = never
             self.transport.pause_reading()
         else:
             self.deadline = time.monotonic() + self.pool.upstream.idle_seconds
@@ -147,10 +146,6 @@ class UpstreamConnection(asyncio.Protocol):
             self.transport.abort()
 
     # -- the transport's side ---------------------------------------------------------------------
-
-    def connection_made(self, transport: Any) -> None:
-        """Part of the protocol."""
-        self.transport = transport
 
     def connection_lost(self, exc: Exception | None) -> None:
         """Part of the protocol."""
@@ -236,7 +231,7 @@ class UpstreamConnection(asyncio.Protocol):
         # Only now, when all that was read has been looked at, may another call have this connection.
         call, self.call = self.call, None
         self._used = True
-        self.deadline = _never
+        self.deadline = never
         self.pool.give_back(self, stays=self._stays and self._framed and not self._dirty and not self._paused)
         if call is not None:
             call.connection = None
@@ -270,7 +265,7 @@ class Pool:
 
     def submit(self, call: Call, *, fresh: bool = False) -> None:
         """Send a call on an idle connection, or as soon as one is there."""
-        if call.call_deadline == _never:
+        if call.call_deadline == never:
             call.call_deadline = time.monotonic() + self.upstream.first_byte_seconds
         while self.idle and not fresh:
             connection = self.idle.pop()
@@ -352,7 +347,7 @@ class Pool:
         try:
             async with asyncio.timeout(self.upstream.connect_seconds):
                 await asyncio.get_running_loop().create_connection(
-                    lambda: connection, self._host, self._port, ssl=self._tls
+                    lambda: connection.protocol, self._host, self._port, ssl=self._tls
                 )
         except TimeoutError:
             failure = "slow"

@@ -89,7 +89,7 @@ class Worker:
             self._door = ServerDoor(self._routes, config.limits)
             listener = _listen(config)
             self._server = await loop.create_server(
-                self._door.connect,
+                lambda: self._door.connect().protocol,
                 sock=listener,
                 backlog=_BACKLOG,
                 ssl=None if tls is None else tls.context,
