@@ -19,7 +19,7 @@ test-slow: setup  ## what takes minutes: whole recipes, kills at many points, ot
 bench: setup  ## every benchmark, beside what a user would pick instead
 	$(BIN)/python -m benchmarks $(ARGS)
 
-bench-gateway: setup  ## the gateway alone: processor time, added time, chunks, memory
+bench-gateway: setup  ## the gateway alone: processor time, added time (as fast as it can, and at fixed rates), chunks, memory
 	$(BIN)/posttrain compile
 	$(BIN)/python -m benchmarks gateway $(ARGS)
 

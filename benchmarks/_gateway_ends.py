@@ -2,7 +2,8 @@
 
 Here: ``python -m benchmarks._gateway_ends serve`` and ``… load PORT CONNECTIONS SECONDS STREAM``. Both are raw
 protocols that do as little as they can: what is measured stands between them. The mock answers every GET with 200
-(routers ask for the health of what they route to); a streamed answer is 50 events 2 ms apart.
+(routers ask for the health of what they route to); a streamed answer is 50 events 2 ms apart. Not here: requests at a
+fixed rate (``_gateway_pace``), which asks the same question.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ import json
 import socket
 import sys
 import time
+from collections.abc import Sequence
 from typing import Any
 
 CHUNKS = 50
@@ -61,6 +63,30 @@ _HEAD = b"HTTP/1.1 200 OK\r\ncontent-type: text/event-stream\r\ntransfer-encodin
 _PARTS = [_chunk({"content": "token "}, None)] * (CHUNKS - 1) + [_chunk({}, "stop")]
 _USAGE = _event({"object": "chat.completion.chunk", "choices": [], "usage": _ANSWER["usage"]})
 _END = _event(b"[DONE]") + b"0\r\n\r\n"
+
+
+def question(stream: bool) -> bytes:
+    """What every load generator sends, whole."""
+    body = json.dumps({**_QUESTION, "stream": True} if stream else _QUESTION).encode()
+    return (
+        b"POST /v1/chat/completions HTTP/1.1\r\nhost: bench\r\nuser-agent: bench\r\naccept: */*\r\n"
+        b"authorization: Bearer key\r\ncontent-type: application/json\r\ncontent-length: %d\r\n\r\n%b"
+        % (len(body), body)
+    )
+
+
+def answer_size(data: bytes) -> int:
+    """Of head and counted body together; 0 while the head is not whole."""
+    end = data.find(b"\r\n\r\n")
+    if end < 0:
+        return 0
+    head = data[:end].lower()
+    return end + 4 + int(head[head.find(b"content-length:") + 15 :].split(b"\r\n", 1)[0])
+
+
+def percentile(ascending: Sequence[float], share: float) -> float:
+    """The value that ``share`` of the others are below; 0 of nothing."""
+    return ascending[min(int(len(ascending) * share), len(ascending) - 1)] if ascending else 0.0
 
 
 class _Server(asyncio.Protocol):
@@ -127,12 +153,8 @@ class _Client(asyncio.Protocol):
             whole = self._data.endswith(b"0\r\n\r\n")
         else:
             if not self._size:
-                end = self._data.find(b"\r\n\r\n")
-                if end < 0:
-                    return
-                head = self._data[:end].lower()
-                self._size = end + 4 + int(head[head.find(b"content-length:") + 15 :].split(b"\r\n", 1)[0])
-            whole = len(self._data) >= self._size
+                self._size = answer_size(self._data)
+            whole = 0 < self._size <= len(self._data)
         if whole:
             self._load.answered(time.perf_counter() - self._began, self._data.startswith(b"HTTP/1.1 200"))
             if self._load.is_over:
@@ -170,12 +192,7 @@ async def _serve() -> None:
 
 
 async def _load(port: int, connections: int, seconds: float, stream: bool) -> None:
-    body = json.dumps({**_QUESTION, "stream": True} if stream else _QUESTION).encode()
-    request = (
-        b"POST /v1/chat/completions HTTP/1.1\r\nhost: bench\r\nuser-agent: bench\r\naccept: */*\r\n"
-        b"authorization: Bearer key\r\ncontent-type: application/json\r\ncontent-length: %d\r\n\r\n%b"
-        % (len(body), body)
-    )
+    request = question(stream)
     loop = asyncio.get_running_loop()
     load = _Load(seconds)
     load.open = connections
@@ -188,8 +205,8 @@ async def _load(port: int, connections: int, seconds: float, stream: bool) -> No
     values = {
         "requests": len(times),
         "seconds": wall,
-        "p50_ms": times[len(times) // 2] * 1000,
-        "p99_ms": times[int(len(times) * 0.99)] * 1000,
+        "p50_ms": percentile(times, 0.5) * 1000,
+        "p99_ms": percentile(times, 0.99) * 1000,
         "failed": load.failed + load.lost,
     }
     print(json.dumps(values), flush=True)

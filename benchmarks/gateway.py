@@ -3,9 +3,15 @@
 Here: on loopback, a mock model server and a load generator that cost next to nothing (``_gateway_ends``), and between
 them whatever is measured, one after the other within a round. What the worker does for a request: reads and checks it,
 assigns it, calls the upstream, writes a ``begin`` and an ``end`` row with question and answer to disk, counts.
+Each is measured twice over: with connections that ask again as soon as they are answered (how much fits, and what it
+costs), and at fixed rates (``_gateway_pace``: how long one waits who does not ask for all that fits). Where
+``posttrain compile`` has run, the worker is there twice, compiled and interpreted.
+
 The routers pass on and log nothing. Their Pythons are named by ``POSTTRAIN_BENCH_VLLM_ROUTER`` and
 ``POSTTRAIN_BENCH_SGLANG_ROUTER`` (environments of their own with ``vllm-router``, ``sglang-router``); without them they
-are left out. ``POSTTRAIN_BENCH_REQUESTS`` asks for that many requests more at the end, to see whether memory grows.
+are left out. ``POSTTRAIN_BENCH_RATES`` are the rates, requests a second with commas between; default ``1000,4000``.
+``POSTTRAIN_BENCH_REQUESTS`` asks for that many requests more at the end, to see whether memory grows.
+Not here: rows and notes of the table (``_gateway_table``).
 """
 
 from __future__ import annotations
@@ -14,37 +20,41 @@ import contextlib
 import json
 import os
 import socket
-import statistics
 import subprocess
 import sys
 import tempfile
 import threading
 import time
 import urllib.request
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from benchmarks import ROOT, Outcome, Row, Size, quiet_environment
+from benchmarks import ROOT, Outcome, Size, quiet_environment
+from benchmarks import _gateway_table as table
 from benchmarks._gateway_ends import CHUNKS
+from benchmarks._gateway_table import CONNECTIONS, PACED_CONNECTIONS
+from posttrain.serving.gateway.compiled import OFF, compiled_folder
 
 _SECONDS = {"smallest": 0.15, "default": 2.0}
-_CONNECTIONS = (1, 16, 64)
+_RATES = "1000,4000"
 _STREAMS = 32
 _PEERS = {"vllm": ("VLLM_ROUTER", "vllm_router"), "sglang": ("SGLANG_ROUTER", "sglang_router")}
-_AIMS = (
-    "aims on an idle machine: 50 us CPU a request, 10,000 requests a second and core, added p99 of 1 ms at c=16, "
-    "15 us CPU a chunk, 80 MB"
-)
 
 
 class _Target:
     """Something that answers, and the process whose time it costs."""
 
-    def __init__(self, name: str, port: int, pid: int | None) -> None:
+    def __init__(self, name: str, port: int, pid: int | None, log: Path | None = None) -> None:
         self.name = name
         self.port = port
         self.pid = pid
+        self.log = log
+        """Where it logs, if it is one of ours."""
+        self.requests = 0
+        """Answered since the warm-up."""
+        self.memory: list[float] = []
+        """In MB, after the warm-up and later."""
 
     def cpu_seconds(self) -> float:
         """Of all its processes."""
@@ -68,50 +78,101 @@ class _Target:
 def run(size: Size, rounds: int) -> Outcome:
     """Measure every target in every round, forwards and backwards in turn."""
     seconds = _SECONDS[size]
+    rates = read_rates(os.environ.get("POSTTRAIN_BENCH_RATES") or _RATES)
+    compiled = compiled_folder()
     faults: list[str] = []
+    measured: dict[str, list[dict[str, float]]] = {}
     environment = {**quiet_environment(), "PYTHONPATH": os.pathsep.join([str(ROOT / "src"), str(ROOT)])}
+    environment.pop(OFF, None)
     with contextlib.ExitStack() as stack:
-        folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="posttrain-bench-")))
-        mock = stack.enter_context(_mock(environment))
-        targets = [_Target("direct", mock, None), stack.enter_context(_worker(folder, mock, environment))]
-        for name, (variable, module) in _PEERS.items():
-            python = os.environ.get(f"POSTTRAIN_BENCH_{variable}")
-            if python:
-                targets.append(stack.enter_context(_router(name, python, module, mock)))
-        ours = targets[1]
+        targets = _targets(stack, compiled is not None, environment)
+        workers = [target for target in targets if target.log is not None]
         for target in targets:
+            measured[target.name] = []
             _load(target, 4, seconds / 4, stream=False, environment=environment)
-        memory = [ours.rss_mb()]
-        measured: dict[str, list[dict[str, float]]] = {target.name: [] for target in targets}
-        total = 0
+            target.memory.append(target.rss_mb())
+        if compiled is not None:
+            faults += _mistaken(workers, compiled)
         for number in range(rounds):
             print(f"  round {number + 1} of {rounds}", file=sys.stderr)
             for target in targets if number % 2 == 0 else reversed(targets):
-                values, requests, failed = _measure(target, seconds, environment)
+                values, requests, failed = _measure(target, seconds, rates, environment)
                 measured[target.name].append(values)
-                total += requests if target is ours else 0
+                target.requests += requests
                 if failed:
                     faults.append(f"{target.name}: {failed} requests were not answered with 200")
-        memory.append(ours.rss_mb())
-        more = int(os.environ.get("POSTTRAIN_BENCH_REQUESTS", "0"))
-        while more > 0:
-            found = _load(ours, 16, 20.0, stream=False, environment=environment)
-            more -= int(found["requests"])
-            total += int(found["requests"])
-            memory.append(ours.rss_mb())
-            print(f"  {more} more, {memory[-1]:.1f} MB", file=sys.stderr)
-        faults += _unlogged(ours, folder, total)
+        for target in workers:
+            target.memory.append(target.rss_mb())
+        _load_more(workers[0], int(os.environ.get("POSTTRAIN_BENCH_REQUESTS", "0")), environment)
+        for target in workers:
+            faults += _unlogged(target)
+    return _outcome(measured, rates, workers, faults)
+
+
+def read_rates(text: str) -> list[int]:
+    """Requests a second, from whole numbers with commas between."""
+    parts = [part.strip() for part in text.split(",")]
+    if not all(part.isdecimal() and int(part) > 0 for part in parts):
+        raise SystemExit(f"POSTTRAIN_BENCH_RATES={text!r}: expected requests a second, such as {_RATES}")
+    return [int(part) for part in parts]
+
+
+def _outcome(
+    measured: Mapping[str, list[dict[str, float]]],
+    rates: Sequence[int],
+    workers: Sequence[_Target],
+    faults: Sequence[str],
+) -> Outcome:
+    paced = table.paced(measured, rates)
+    ours, *others = workers
+    notes = table.notes(measured) + table.paced_lines(paced)
+    notes += [table.memory_line(measured, item.name, item.memory, item.requests) for item in workers]
+    facts: dict[str, Any] = {
+        "measured": measured,
+        "rss_mb": ours.memory,
+        "compiled": bool(others),
+        "paced": [line.to_json() for line in paced],
+        **{f"rss_mb_{item.name}": item.memory for item in others},
+    }
     return Outcome(
-        _rows(measured), _notes(measured, memory, total), {"measured": measured, "rss_mb": memory}, faults
+        table.rows(measured, rates), [*notes, *table.last_lines(bool(others))], facts, list(faults)
     )
 
 
+def _targets(stack: contextlib.ExitStack, is_compiled: bool, environment: Mapping[str, str]) -> list[_Target]:
+    """All that is measured, started; ours come right after the bare upstream."""
+    folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="posttrain-bench-")))
+    mock = stack.enter_context(_mock(environment))
+    targets = [_Target("direct", mock, None)]
+    targets.append(stack.enter_context(_worker("ours", folder / "ours", mock, environment)))
+    if is_compiled:
+        interpreted = {**environment, OFF: "1"}
+        targets.append(stack.enter_context(_worker("interpreted", folder / "interpreted", mock, interpreted)))
+    for name, (variable, module) in _PEERS.items():
+        python = os.environ.get(f"POSTTRAIN_BENCH_{variable}")
+        if python:
+            targets.append(stack.enter_context(_router(name, python, module, mock)))
+    return targets
+
+
+def _mistaken(workers: Sequence[_Target], compiled: Path) -> list[str]:
+    """The name of a target must be true: the first has compiled modules in memory, the other has none."""
+    import psutil
+
+    faults = []
+    for target, wanted in zip(workers, (True, False), strict=True):
+        files = (Path(mapped.path) for mapped in psutil.Process(target.pid).memory_maps())
+        if any(file.is_relative_to(compiled.resolve()) for file in files) is not wanted:
+            faults.append(f"{target.name}: {'no' if wanted else 'a'} module of {compiled} is loaded")
+    return faults
+
+
 def _measure(
-    target: _Target, seconds: float, environment: Mapping[str, str]
+    target: _Target, seconds: float, rates: Sequence[int], environment: Mapping[str, str]
 ) -> tuple[dict[str, float], int, int]:
     values: dict[str, float] = {}
     requests = failed = 0
-    for connections in _CONNECTIONS:
+    for connections in CONNECTIONS:
         found = _load(target, connections, seconds, stream=False, environment=environment)
         values[f"cpu_us_{connections}"] = found["cpu"] / found["requests"] * 1e6
         values[f"wall_us_{connections}"] = found["seconds"] / found["requests"] * 1e6
@@ -122,16 +183,32 @@ def _measure(
     found = _load(target, _STREAMS, seconds, stream=True, environment=environment)
     values["chunk_us"] = found["cpu"] / found["requests"] / CHUNKS * 1e6
     values["stream_ms"] = found["p50_ms"]
-    return values, requests + int(found["requests"]), failed + int(found["failed"])
+    requests += int(found["requests"])
+    failed += int(found["failed"])
+    for rate in rates:
+        command = ["_gateway_pace", str(target.port), str(PACED_CONNECTIONS), str(rate), str(seconds)]
+        found = _end(target, command, environment)
+        for name in ("kept", "p50_ms", "p99_ms", "late_p99_ms", "waited"):
+            values[f"paced_{name}_{rate}"] = found[name]
+        values[f"paced_cpu_us_{rate}"] = found["cpu"] / max(1, found["requests"]) * 1e6
+        requests += int(found["requests"])
+        failed += int(found["failed"])
+    return values, requests, failed
 
 
 def _load(
     target: _Target, connections: int, seconds: float, *, stream: bool, environment: Mapping[str, str]
 ) -> dict[str, float]:
-    command = [sys.executable, "-m", "benchmarks._gateway_ends", "load", str(target.port), str(connections)]
+    command = ["_gateway_ends", "load", str(target.port), str(connections), str(seconds), str(int(stream))]
+    return _end(target, command, environment)
+
+
+def _end(target: _Target, command: Sequence[str], environment: Mapping[str, str]) -> dict[str, float]:
+    """Run a load generator; what it says, and the processor time that the target spent meanwhile."""
+    module, *options = command
     before = target.cpu_seconds()
     done = subprocess.run(
-        [*command, str(seconds), str(int(stream))],
+        [sys.executable, "-m", f"benchmarks.{module}", *options],
         capture_output=True,
         text=True,
         env=dict(environment),
@@ -140,54 +217,13 @@ def _load(
     return {**json.loads(done.stdout), "cpu": target.cpu_seconds() - before}
 
 
-def _rows(measured: Mapping[str, list[dict[str, float]]]) -> list[Row]:
-    ours = measured["ours"]
-
-    def row(what: str, value: str, peer: str, unit: str) -> Row:
-        names = {"direct": "no gateway", "vllm": "vllm-router", "sglang": "sglang-router"}
-        theirs = [values[value] for values in measured[peer]]
-        return Row(what, names[peer], [values[value] for values in ours], theirs, unit)
-
-    rows = [
-        row("median time, c=1", "p50_ms_1", "direct", "ms"),
-        row("99th percentile, c=16", "p99_ms_16", "direct", "ms"),
-        row("median time of a stream, c=32", "stream_ms", "direct", "ms"),
-    ]
-    for peer in (name for name in _PEERS if name in measured):
-        rows += [
-            row("processor time of a request, c=16", "cpu_us_16", peer, "us"),
-            row("processor time of a streamed chunk", "chunk_us", peer, "us"),
-            row("time of a request, c=16", "wall_us_16", peer, "us"),
-            row("median time, c=1", "p50_ms_1", peer, "ms"),
-            row("99th percentile, c=16", "p99_ms_16", peer, "ms"),
-        ]
-    return rows
-
-
-def _notes(measured: Mapping[str, list[dict[str, float]]], memory: list[float], requests: int) -> list[str]:
-    notes = []
-    for name in measured:
-        if name == "direct":
-            continue
-
-        def middle(value: str, name: str = name) -> float:
-            return statistics.median(values[value] for values in measured[name])
-
-        def added(value: str, name: str = name) -> float:
-            pairs = zip(measured[name], measured["direct"], strict=True)
-            return statistics.median(one[value] - direct[value] for one, direct in pairs)
-
-        rates = ", ".join(f"{1e6 / middle(f'wall_us_{c}'):,.0f} at c={c}" for c in _CONNECTIONS)
-        cpu = "/".join(f"{middle(f'cpu_us_{c}'):.0f}" for c in _CONNECTIONS)
-        notes.append(
-            f"{name}: {cpu} us CPU a request (c=1/16/64), {1e6 / middle('cpu_us_16'):,.0f} requests a second and core; "
-            f"requests a second beside the load generator: {rates}; added p50 {added('p50_ms_1'):.3f} ms (c=1), "
-            f"p99 {added('p99_ms_16'):.2f} ms (c=16); {middle('chunk_us'):.1f} us CPU a chunk"
-        )
-    notes.append(
-        f"memory of the worker: {memory[0]:.1f} MB after the start, {memory[-1]:.1f} MB {requests:,} requests later"
-    )
-    return [*notes, _AIMS]
+def _load_more(target: _Target, requests: int, environment: Mapping[str, str]) -> None:
+    while requests > 0:
+        found = _load(target, 16, 20.0, stream=False, environment=environment)
+        requests -= int(found["requests"])
+        target.requests += int(found["requests"])
+        target.memory.append(target.rss_mb())
+        print(f"  {requests} more, {target.memory[-1]:.1f} MB", file=sys.stderr)
 
 
 @contextlib.contextmanager
@@ -199,7 +235,7 @@ def _mock(environment: Mapping[str, str]) -> Iterator[int]:
 
 
 @contextlib.contextmanager
-def _worker(folder: Path, mock: int, environment: Mapping[str, str]) -> Iterator[_Target]:
+def _worker(name: str, folder: Path, mock: int, environment: Mapping[str, str]) -> Iterator[_Target]:
     from posttrain.serving.gateway.config import WorkerConfig
     from posttrain.serving.records import Route, Snapshot, Target, Upstream
 
@@ -211,6 +247,7 @@ def _worker(folder: Path, mock: int, environment: Mapping[str, str]) -> Iterator
         upstreams=(Upstream(name="mock", url=f"http://127.0.0.1:{mock}/v1"),),
         routes=(Route(model="bench", production=Target(name="v1", upstreams=("mock",), model="bench")),),
     )
+    folder.mkdir()
     path = folder / "control.sock"
     with socket.socket(socket.AF_UNIX) as control:
         control.bind(str(path))
@@ -234,7 +271,7 @@ def _worker(folder: Path, mock: int, environment: Mapping[str, str]) -> Iterator
                     raise SystemExit(f"the worker did not start: {said['error']}")
                 # Somebody must go on listening: the worker tells its counts every second.
                 threading.Thread(target=lambda: [None for _ in heard], daemon=True).start()
-                yield _Target("ours", said["port"], process.pid)
+                yield _Target(name, said["port"], process.pid, folder / "log")
                 connection.sendall(b'{"op":"stop","grace_seconds":5}\n')
                 process.wait(20)
 
@@ -290,14 +327,16 @@ def _free_port() -> int:
         return int(probe.getsockname()[1])
 
 
-def _unlogged(ours: _Target, folder: Path, requests: int) -> list[str]:
+def _unlogged(target: _Target) -> list[str]:
     """Every request that was answered has its row."""
     from posttrain.serving.traffic.segments import list_segments, read_segment
 
+    assert target.log is not None
     rows = sum(
         b'"kind":"end"' in row.payload[:40]
-        for name in list_segments(folder / "log")
-        for row in read_segment(folder / "log" / str(name))
+        for name in list_segments(target.log)
+        for row in read_segment(target.log / str(name))
     )
     # The warm-up is not counted in `requests`, so there are some more rows.
-    return [f"{requests} requests and only {rows} rows"] if rows < requests else []
+    requests = target.requests
+    return [f"{target.name}: {requests} requests and only {rows} rows"] if rows < requests else []

@@ -49,9 +49,21 @@ def smallest(name: str, rounds: int) -> dict[str, Any]:
     return benchmark
 
 
-@pytest.mark.parametrize("name", ["cli_start", "gate", "gateway", "runner", "store"])
+@pytest.mark.parametrize("name", ["cli_start", "gate", "runner", "store"])
 def test_benchmark_runs_at_its_smallest_size(name: str) -> None:
     smallest(name, rounds=2)
+
+
+def test_the_gateway_is_measured_at_fixed_rates_too() -> None:
+    facts = smallest("gateway", rounds=2)["facts"]
+    assert len(facts["rss_mb"]) == 2
+    for target in ("direct", "ours"):
+        for values in facts["measured"][target]:
+            assert {"cpu_us_1", "wall_us_16", "p99_ms_64", "chunk_us", "stream_ms"} <= values.keys()
+            assert {"paced_p50_ms_1000", "paced_p99_ms_4000", "paced_waited_4000"} <= values.keys()
+            assert all(0 < values[f"paced_kept_{rate}"] <= 1 for rate in (1000, 4000))
+    assert [line["rate"] for line in facts["paced"] if line["target"] == "no gateway"] == [1000, 4000]
+    assert ("gateway (interpreted)" in {line["target"] for line in facts["paced"]}) is facts["compiled"]
 
 
 def test_both_sides_of_the_rewards_benchmark_give_the_same_scores() -> None:
