@@ -24,6 +24,8 @@ if os.environ.get("POSTTRAIN_TEST_COMPILED"):  # before a test imports what may 
 
     if not use_compiled():
         raise RuntimeError("nothing is compiled: `posttrain compile`")
+else:  # whatever this environment has: the workers that tests start run the sources, as the tests do
+    os.environ["POSTTRAIN_INTERPRETED"] = "1"
 
 _START_SECONDS = 60
 _PR_SET_PDEATHSIG = 1

@@ -41,6 +41,25 @@ def text_of(reply: Reply) -> str:
     return str(reply.json()["choices"][0]["message"]["content"])
 
 
+def test_what_came_to_nothing_is_charged_once(tmp_path: Path) -> None:
+    async def test() -> None:
+        vote = Vote(targets=THREE, compare="number", min_answers=2)
+        async with world(tmp_path, "a", "b", "c", "d", routing=team(vote), retries=ONCE) as place:
+            say(place, a="It is 42.")
+            await place.ups["b"].stop()
+            await place.ups["c"].stop()
+            assert (await place.ask(chat())).status == 502
+            assert place.rows("end")[-1]["prompt_tokens"] == 7, "one target did answer"
+            place.worker.swap(place.snapshot(2, production=target("v2", "b")))
+            for _ in range(9):
+                reply = await place.ask(chat())
+            end = place.rows("end")[-1]
+            assert (reply.status, end["tries"], end["target"]) == (503, 0, "v2"), "its breaker is open"
+            assert "prompt_tokens" not in end and "completion_tokens" not in end, "nobody answered this one"
+
+    run(test)
+
+
 def test_a_vote_with_one_upstream_down(tmp_path: Path) -> None:
     async def test() -> None:
         vote = Vote(targets=THREE, compare="number")

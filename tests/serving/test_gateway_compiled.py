@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import json
 import os
 import re
@@ -12,71 +13,115 @@ from pathlib import Path
 
 import pytest
 
-from posttrain.core.errors import PosttrainError
+from posttrain.core.errors import ConfigError, MissingDependencyError
+from posttrain.serving.errors import ServingError
 from posttrain.serving.gateway import compiled, compiling
 
 _ROOT = Path(__file__).parents[2]
+_TESTS = "gateway or assignment or shadow or control or rollout or router"
 
 
-def test_every_module_that_is_compiled_exists_and_so_does_what_inherits_from_it() -> None:
-    assert all(compiled.source_of(module).is_file() for module in compiled.MODULES)
-    bases = re.compile(r"^class \w+\((Exchange|Call|Wire)\)", re.MULTILINE)
-    package = compiled.source_of("posttrain.serving.gateway.server").parent
-    heirs = {path.stem for path in package.glob("*.py") if bases.search(path.read_text(encoding="utf-8"))}
-    assert heirs
-    assert heirs <= {module.rpartition(".")[2] for module in compiled.MODULES}
+def classes(source: Path) -> dict[str, set[str]]:
+    """The classes of a source, with the names of what they inherit from."""
+    tree = ast.parse(source.read_text(encoding="utf-8"))
+    found = (node for node in ast.walk(tree) if isinstance(node, ast.ClassDef))
+    return {node.name: {base.id for base in node.bases if isinstance(base, ast.Name)} for node in found}
+
+
+def fill(folder: Path) -> Path:
+    folder.mkdir()
+    for name in compiled.LIBRARIES:
+        compiled.library(folder, name).touch()
+    return folder
+
+
+@pytest.fixture
+def keep(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Where compiled modules are kept."""
+    folder = tmp_path / "kept"
+    folder.mkdir()
+    monkeypatch.delenv(compiled.OFF, raising=False)
+    monkeypatch.setenv(compiled.FOLDER, str(folder))
+    return folder
+
+
+def test_what_inherits_from_a_compiled_class_is_compiled() -> None:
+    sources = {module: classes(compiled.source_of(module)) for module in compiled.MODULES}
+    bases = {name for found in sources.values() for name in found}
+    assert {"Exchange", "Call", "Wire"} <= bases
+    serving = compiled.source_of("posttrain.serving.__init__").parent
+    heirs = {path for path in serving.rglob("*.py") for its in classes(path).values() if its & bases}
+    assert heirs <= {compiled.source_of(module) for module in compiled.MODULES}
 
 
 def test_another_source_is_another_digest(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    before = compiled.digest()
-    for module in compiled.MODULES:
-        source = compiled.source_of(module)
-        copy = tmp_path / "posttrain" / source.relative_to(compiled.source_of("posttrain.__init__").parent)
-        copy.parent.mkdir(parents=True, exist_ok=True)
-        shutil.copy(source, copy)
-    monkeypatch.setattr(compiled, "_PACKAGE", tmp_path / "posttrain")
+    before, package = compiled.digest(), compiled.source_of("posttrain.__init__").parent
+    copy = shutil.copytree(package, tmp_path / "posttrain", ignore=shutil.ignore_patterns("__pycache__"))
+    monkeypatch.setattr(compiled, "_PACKAGE", copy)
     assert compiled.digest() == before
-    with compiled.source_of(compiled.MODULES[0]).open("a") as stream:
-        stream.write("\n")
-    assert compiled.digest() != before
-    compiled.source_of(compiled.MODULES[0]).unlink()
-    assert compiled.compiled_folder() is None
+    for module in ("posttrain.serving.gateway.server", "posttrain.serving.records"):
+        with compiled.source_of(module).open("a") as stream:
+            stream.write("\n")
+        after = compiled.digest()
+        assert after != before
+        before = after
 
 
-def test_only_what_was_made_of_these_sources_is_used(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.delenv(compiled.OFF, raising=False)
-    monkeypatch.setenv(compiled.FOLDER, str(tmp_path))
+def test_only_what_is_whole_and_of_these_sources_is_used(keep: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert compiled.folder_in_use() is None
-    (tmp_path / "0123456789abcdef").mkdir()
+    fill(keep / "0123456789abcdef")
     assert compiled.folder_in_use() is None
-    (tmp_path / compiled.digest()).mkdir()
-    assert compiled.folder_in_use() == tmp_path / compiled.digest()
+    ours = fill(keep / compiled.digest())
+    assert compiled.folder_in_use() == ours
     monkeypatch.setenv(compiled.OFF, "1")
     assert compiled.folder_in_use() is None
+    monkeypatch.delenv(compiled.OFF)
+    compiled.library(ours, compiled.MODULES[3]).unlink()
+    assert compiled.folder_in_use() is None
+    monkeypatch.setenv(compiled.FOLDER, "kept")
+    with pytest.raises(ConfigError, match="POSTTRAIN_COMPILED is 'kept'"):
+        compiled.folder_in_use()
 
 
-@pytest.mark.parametrize(
-    ("change", "says"),
-    [
-        ({"CC": "no-such-compiler"}, "no C compiler"),
-        ({"CC": f"{sys.executable} -c raise(SystemExit(9))"}, "C compiler failed"),
-        ({compiled.FOLDER: "/proc/nowhere"}, "cannot keep compiled modules in /proc/nowhere"),
-    ],
-)
-def test_what_is_missing_is_said_and_nothing_half_made_stays(
-    change: dict[str, str], says: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setenv(compiled.FOLDER, str(tmp_path))
-    for name, value in change.items():
-        monkeypatch.setenv(name, value)
-    with pytest.raises(PosttrainError, match=says) as caught:
+def test_removing_takes_nothing_of_anybody_else(keep: Path) -> None:
+    fill(keep / "0123456789abcdef")
+    fill(keep / compiled.digest())
+    (keep / ".making-abc").mkdir()
+    (keep / "photos").mkdir()
+    (keep / "README").write_text("mine")
+    assert compiling.forget_compiled() == 2
+    assert {path.name for path in keep.iterdir()} == {"photos", "README"}
+    shutil.rmtree(keep / "photos")
+    (keep / "README").unlink()
+    assert compiling.forget_compiled() == 0
+    assert not keep.exists()
+
+
+def test_without_a_compiler_it_says_so(keep: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("CC", "no-such-compiler")
+    with pytest.raises(ServingError, match=r"no C compiler \(no-such-compiler\)") as caught:
         compiling.compile_hot_path()
     assert caught.value.hint
-    assert not list(tmp_path.iterdir())
+    monkeypatch.delenv("CC")
+    monkeypatch.setattr(compiling, "MADE_BY", "mypy 0.1")
+    with pytest.raises(MissingDependencyError, match=r"needs mypy 0\.1"):
+        compiling.compile_hot_path()
+    monkeypatch.setattr(compiling, "MADE_BY", compiled.MADE_BY)
+    monkeypatch.setenv(compiled.FOLDER, "/proc/nowhere")
+    with pytest.raises(ServingError, match="cannot change /proc/nowhere"):
+        compiling.compile_hot_path()
 
 
 @pytest.mark.slow
-def test_the_compiled_gateway_passes_every_test_of_the_gateway(tmp_path: Path) -> None:
+def test_a_compiler_that_fails_leaves_nothing(keep: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("CC", f"{sys.executable} -c raise(SystemExit(9))")
+    with pytest.raises(ServingError, match=r"ended with 1:\n(.|\n)*exit status 9"):
+        compiling.compile_hot_path()
+    assert not list(keep.iterdir())
+
+
+@pytest.mark.slow
+def test_the_compiled_gateway_passes_the_tests_of_the_gateway(tmp_path: Path) -> None:
     environment = {**os.environ, compiled.FOLDER: str(tmp_path / "kept")}
     environment.pop(compiled.OFF, None)
     command = [sys.executable, "-m", "posttrain", "compile", "--json"]
@@ -88,7 +133,7 @@ def test_the_compiled_gateway_passes_every_test_of_the_gateway(tmp_path: Path) -
     first, second = compile_once(), compile_once()
     assert (first["new"], second["new"]) == (True, False)
     assert first["folder"] == second["folder"]
-    options = ("-m", "not slow", "-k", "gateway or assignment", "-n", "2", "--dist", "loadgroup")
+    options = ("-m", "not slow", "-k", _TESTS, "-n", "2", "--dist", "loadgroup")
     tests = subprocess.run(
         [sys.executable, "-m", "pytest", "-q", *options, "tests/serving"],
         cwd=_ROOT,
@@ -100,4 +145,4 @@ def test_the_compiled_gateway_passes_every_test_of_the_gateway(tmp_path: Path) -
     assert tests.returncode == 0, tests.stdout[-4000:]
     passed = re.search(r"(\d+) passed", tests.stdout)
     assert passed is not None
-    assert int(passed[1]) > 300
+    assert int(passed[1]) > 500

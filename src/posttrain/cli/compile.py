@@ -15,10 +15,10 @@ def compile_gateway(*, again: bool, remove: bool, as_json: bool) -> None:
     """Compile the modules that run for every request of a gateway, from the sources that are installed.
 
     Workers that start afterwards use them: the same behaviour for about a third less processor time. The result is
-    kept in this environment and belongs to these very sources: after an update or a change of them the gateway runs
-    interpreted until this is run again. Needs `pip install 'posttrain[compile]'`, a C compiler and
+    kept in this environment and belongs to these very sources: after an update or a change of any of them the gateway
+    runs interpreted until this is run again. Needs `pip install 'posttrain[compile]'`, a C compiler and
     Python's headers, for this command only. The variable POSTTRAIN_INTERPRETED makes workers leave it alone;
-    POSTTRAIN_COMPILED names another folder to keep it in, for this command and for workers.
+    POSTTRAIN_COMPILED names another folder to keep it in (an absolute path), for this command and for workers.
     """
     import time
 
@@ -32,10 +32,10 @@ def compile_gateway(*, again: bool, remove: bool, as_json: bool) -> None:
         if as_json:
             print_json({"removed": removed})
         else:
-            click.echo("removed" if removed else "nothing was compiled")
+            click.echo(f"removed {removed}" if removed else "nothing was compiled")
         return
     begun = time.monotonic()
-    known = None if again else compiled_folder()
+    known = compiled_folder() if not again else None
     if known is None and not as_json:
         click.echo(f"compiling {len(MODULES)} modules, about a minute", err=True)
     folder = compile_hot_path(again=again)

@@ -67,8 +67,10 @@ def _say(where: dict[str, Any], *, as_json: bool) -> None:
     if as_json:
         print_json(where)
         return
-    workers = f"{where['workers']}{' compiled' if where['compiled'] else ''} workers"
-    click.echo(f"serving {', '.join(where['models'])} at {where['url']} with {workers}")
+    compiled = f" ({where['compiled']} compiled)" if where["compiled"] else ""
+    click.echo(
+        f"serving {', '.join(where['models'])} at {where['url']} with {where['workers']} workers{compiled}"
+    )
     click.echo(f"  log    {where['traffic']}  (`posttrain log tail`)")
     click.echo(f"  admin  {where['admin']}  (`posttrain rollout status`, `posttrain rollback`)")
     if where["keys"]:

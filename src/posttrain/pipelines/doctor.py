@@ -27,7 +27,7 @@ from posttrain.pipelines.plan import existing_home
 from posttrain.pipelines.recipe import shipped_recipes
 from posttrain.pipelines.registry import STAGES
 from posttrain.pipelines.show import list_recipes
-from posttrain.serving.gateway.compiled import compiled_folder
+from posttrain.serving.gateway.compiled import folder_in_use
 
 CheckStatus: TypeAlias = Literal["ok", "absent", "warning", "failed"]
 """``absent``: not installed and not needed for what is; ``failed`` makes the command exit with 1."""
@@ -103,7 +103,7 @@ def _extras() -> list[Check]:
         checks.append(
             Check("extras", extra, status, detail, f"pip install 'posttrain[{extra}]'" if missing else None)
         )
-    compiled = compiled_folder() is not None
+    compiled = folder_in_use() is not None
     checks.append(
         Check(
             "extras",

@@ -38,7 +38,6 @@ from posttrain.serving.control.snapshots import SnapshotStore
 from posttrain.serving.control.surface import Surface
 from posttrain.serving.control.swap import Change, Swapper
 from posttrain.serving.errors import ServingError
-from posttrain.serving.gateway.compiled import folder_in_use
 from posttrain.serving.gateway.config import WorkerConfig
 from posttrain.serving.records import Snapshot, Target, Upstream
 from posttrain.serving.traffic.audit import OwnerCount, reconcile
@@ -133,7 +132,7 @@ class Control:
             "url": self.url(),
             "models": [route.model for route in self.swapper.current.routes],
             "workers": self.config.workers,
-            "compiled": folder_in_use() is not None,
+            "compiled": sum(link.compiled for link in self.links.by_name.values()),
             "epoch": self.swapper.current.epoch,
             "admin": admin,
             "traffic": str(self.traffic_folder),

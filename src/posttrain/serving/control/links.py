@@ -33,6 +33,8 @@ class WorkerLink:
     writer: asyncio.StreamWriter
     port: int = 0
     """Where it listens; 0 before it does."""
+    compiled: bool = False
+    """Whether it runs the compiled hot path."""
     epoch: int = 0
     """What it said last: every request from then on is answered under it."""
     drained: int = 0
@@ -135,6 +137,7 @@ class WorkerLinks:
             writer,
             port=int(message.get("port", 0)),
             epoch=int(message.get("epoch", 0)),
+            compiled=bool(message.get("compiled", False)),
         )
         if self.is_stray(link):
             self.send(link, {"op": "stop"})

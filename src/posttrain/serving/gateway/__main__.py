@@ -37,7 +37,9 @@ def run(control: str, worker: str) -> int:
         import uvloop
 
         from posttrain.serving.gateway.link import ControlLink
-    except ImportError as error:
+    except ModuleNotFoundError as error:
+        if error.name is None or error.name.startswith("posttrain"):
+            raise
         raise MissingDependencyError(
             f"the gateway needs {error.name}", hint="pip install 'posttrain[serve]'"
         ) from error

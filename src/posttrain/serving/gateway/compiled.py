@@ -2,10 +2,10 @@
 
 Here: the list, the digest of the sources, the import hook. Not here: compiling (``compiling``). What is compiled are
 these very sources, by mypyc: there is no second implementation. The results are kept in the environment under the
-digest of the sources, so that nothing stale is ever run: where a source was changed since, the sources run.
+digest of every source of the package, since mypyc takes types from all of them: where one was changed, sources run.
 
 A worker takes them by itself (``__main__``), unless ``POSTTRAIN_INTERPRETED`` is set to something, and
-``POSTTRAIN_COMPILED`` names another folder to keep them in. Importing this needs nothing but the standard library.
+``POSTTRAIN_COMPILED`` names another folder to keep them in. Importing this needs the standard library only.
 """
 
 from __future__ import annotations
@@ -21,6 +21,8 @@ import sysconfig
 from collections.abc import Sequence
 from pathlib import Path
 from types import ModuleType
+
+from posttrain.core.errors import ConfigError
 
 MODULES = (
     "posttrain.serving.assignment",
@@ -51,7 +53,12 @@ GROUP = "posttrain_gateway"
 OFF = "POSTTRAIN_INTERPRETED"
 """The environment variable that leaves compiled modules alone."""
 FOLDER = "POSTTRAIN_COMPILED"
-"""The environment variable that says where they are kept; as trusted as ``PYTHONPATH``."""
+"""The environment variable that says where they are kept, an absolute path; as trusted as ``PYTHONPATH``."""
+MADE_BY = "mypy 2.4.1"
+"""Whose mypyc makes them; ours is tested with this one."""
+OPTIMISATION = "3"
+LIBRARIES = (*MODULES, f"{GROUP}__mypyc")
+"""What is found compiled, by the name that it is imported by."""
 _PACKAGE = Path(__file__).parents[2]
 _SUFFIX = importlib.machinery.EXTENSION_SUFFIXES[0]
 
@@ -64,26 +71,31 @@ def source_of(module: str) -> Path:
 def kept_in() -> Path:
     """Where compiled modules are kept: beside the libraries of this environment, which are trusted as much."""
     named = os.environ.get(FOLDER)
-    return Path(named).absolute() if named else Path(sysconfig.get_path("platlib")) / "posttrain_compiled"
+    if named and not Path(named).is_absolute():
+        raise ConfigError(f"{FOLDER} is {named!r}", hint="give an absolute path, or leave it out")
+    return Path(named or sysconfig.get_path("platlib")) / ("" if named else "posttrain_compiled")
 
 
 def digest() -> str:
-    """Of all that is compiled and of the interpreter it is compiled for; 16 hex digits."""
-    seen = hashlib.sha256(f"{_SUFFIX} {platform.python_version()} {platform.machine()}".encode())
-    for module in MODULES:
-        source = source_of(module).read_bytes()
-        seen.update(b"\n%b %d\n" % (module.encode(), len(source)))
+    """Of all sources, and of the interpreter and the compiler; 16 hex digits. Takes some hundredths of a second."""
+    made_for = (
+        f"{_SUFFIX} {platform.python_version()} {platform.machine()} {MADE_BY} {OPTIMISATION} {MODULES}"
+    )
+    seen = hashlib.sha256(made_for.encode())
+    for path in sorted(_PACKAGE.rglob("*.py")):
+        source = path.read_bytes()
+        seen.update(b"\n%b %d\n" % (path.relative_to(_PACKAGE).as_posix().encode(), len(source)))
         seen.update(source)
     return seen.hexdigest()[:16]
 
 
 def compiled_folder() -> Path | None:
-    """Where the compiled modules of these very sources are; None: there are none."""
+    """Where the compiled modules of these very sources are, all of them; None: they are not there."""
+    folder = kept_in() / digest()
     try:
-        folder = kept_in() / digest()
-    except OSError:  # no sources here
+        return folder if all(library(folder, name).is_file() for name in LIBRARIES) else None
+    except OSError:  # a folder that may not be looked into
         return None
-    return folder if folder.is_dir() else None
 
 
 def folder_in_use() -> Path | None:
@@ -101,7 +113,7 @@ def use_compiled() -> bool:
 
 
 def is_compiled() -> bool:
-    """Whether this process runs the compiled modules."""
+    """Whether this process takes compiled modules."""
     return any(isinstance(finder, _Finder) for finder in sys.meta_path)
 
 
@@ -114,7 +126,7 @@ class _Finder(importlib.abc.MetaPathFinder):
     """Finds the modules of one folder of compiled ones."""
 
     def __init__(self, folder: Path) -> None:
-        self._files = {name: library(folder, name) for name in (*MODULES, f"{GROUP}__mypyc")}
+        self._files = {name: library(folder, name) for name in LIBRARIES}
 
     def find_spec(
         self, fullname: str, path: Sequence[str] | None, target: ModuleType | None = None

@@ -7,21 +7,29 @@ libraries put where workers look, all of them or none. Not here: when they are u
 
 from __future__ import annotations
 
+import contextlib
 import os
+import re
 import shutil
 import subprocess
 import sys
 import sysconfig
 import tempfile
+from collections.abc import Iterator
+from importlib import metadata
 from importlib.util import find_spec
 from pathlib import Path
 
-from posttrain.core.errors import MissingDependencyError
+from posttrain.core.atomic import locked
+from posttrain.core.errors import MissingDependencyError, StoreError
 from posttrain.serving.errors import ServingError
 from posttrain.serving.gateway.compiled import (
     FOLDER,
     GROUP,
+    LIBRARIES,
+    MADE_BY,
     MODULES,
+    OPTIMISATION,
     compiled_folder,
     digest,
     kept_in,
@@ -33,12 +41,15 @@ _SETUP = """\
 import sys
 from mypyc.build import mypycify
 from setuptools import setup
-config, group, *files = {arguments!r}
+config, group, level, *files = {arguments!r}
+modules = mypycify(["--config-file", config, *files], opt_level=level, group_name=group)
+for module in modules:  # another compiler warns of other things, and a warning is no reason to go without
+    module.extra_compile_args = [word for word in module.extra_compile_args if word != "-Werror"]
 setup(
     name=group,
     packages=[],
     package_dir={{"": "."}},
-    ext_modules=mypycify(["--config-file", config, *files], opt_level="3", group_name=group),
+    ext_modules=modules,
     script_args=["-q", "build_ext", "--build-lib", "out", "--build-temp", "objects"],
 )
 """
@@ -50,48 +61,79 @@ ignore_missing_imports = True
 follow_imports = silent
 """
 _TAIL_LINES = 12
+_MAKING = ".making-"
+_DIGEST = re.compile(r"[0-9a-f]{16}")
 
 
 def compile_hot_path(*, again: bool = False) -> Path:
     """Compile what is not compiled yet, or all of it ``again``; returns the folder. Takes a minute of one core.
 
-    Raises MissingDependencyError without mypyc, ServingError where there is no C compiler, the environment cannot be
-    written to, or compiling fails. Nothing half-made is ever found by a worker.
+    One process compiles at a time; another waits for it, and then has nothing left to do. Raises MissingDependencyError
+    without mypyc, ServingError where there is no C compiler, the folder cannot be written to, or compiling fails. A
+    worker that starts meanwhile finds everything or nothing.
     """
     there = compiled_folder()
     if there is not None and not again:
         return there
     _look_for_tools()
     keep = kept_in()
-    made_of = digest()
-    try:
-        keep.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(prefix=".making-", dir=keep) as scratch:
+    with _changing(keep):
+        there = compiled_folder()
+        if there is not None and not again:
+            return there
+        made_of = digest()
+        with tempfile.TemporaryDirectory(prefix=_MAKING, dir=keep) as scratch:
             finished = _build(Path(scratch))
             if digest() != made_of:
                 raise ServingError("the sources changed while they were compiled", hint="try again")
-            _put(finished, keep / made_of)
-    except OSError as error:
-        raise ServingError(
-            f"cannot keep compiled modules in {keep}: {error.strerror or error}",
-            hint=f"run it as who may write there, or name another folder in {FOLDER}, for workers too",
-        ) from error
+            if (keep / made_of).exists():
+                (keep / made_of).rename(Path(scratch) / "old")
+            finished.rename(keep / made_of)
     return keep / made_of
 
 
-def forget_compiled() -> bool:
-    """Remove all compiled modules of this environment; whether there were any. Running workers keep what they have."""
-    there = kept_in().is_dir()
-    shutil.rmtree(kept_in(), ignore_errors=True)
-    return there
+def forget_compiled() -> int:
+    """Remove what was compiled, of whichever sources; how many such folders there were. Running workers keep what they
+    have. Raises ServingError where that is not allowed."""
+    keep = kept_in()
+    if not keep.is_dir():
+        return 0
+    with _changing(keep):
+        ours = [path for path in keep.iterdir() if _DIGEST.fullmatch(path.name)]
+        for path in ours:
+            gone = path.rename(keep / f"{_MAKING}{path.name}")  # at once, for a worker that starts now
+            shutil.rmtree(gone)
+    with contextlib.suppress(OSError):
+        keep.rmdir()  # where nothing else is in it
+    return len(ours)
+
+
+@contextlib.contextmanager
+def _changing(keep: Path) -> Iterator[None]:
+    """Be the only one who changes what is kept; what one who was killed left behind goes."""
+    try:
+        keep.mkdir(parents=True, exist_ok=True)
+        with locked(keep, exclusive=True):
+            for left in keep.glob(f"{_MAKING}*"):
+                shutil.rmtree(left)
+            yield
+    except (OSError, StoreError) as error:
+        raise ServingError(
+            f"cannot change {keep}, where compiled modules are kept: {getattr(error, 'strerror', None) or error}",
+            hint=f"run it as who may write there, or name another folder in {FOLDER}, for workers too",
+        ) from error
 
 
 def _look_for_tools() -> None:
-    for module in ("mypyc", "setuptools"):
-        if find_spec(module) is None:
-            raise MissingDependencyError(
-                f"compiling the gateway needs {module}", hint="pip install 'posttrain[compile]'"
-            )
+    maker, _, version = MADE_BY.partition(" ")
+    try:
+        found = metadata.version(maker)
+    except metadata.PackageNotFoundError:
+        found = ""
+    if found != version or find_spec("mypyc") is None or find_spec("setuptools") is None:
+        raise MissingDependencyError(
+            f"compiling the gateway needs {MADE_BY} and setuptools", hint="pip install 'posttrain[compile]'"
+        )
     compiler = os.environ.get("CC") or sysconfig.get_config_var("CC") or "cc"
     if shutil.which(compiler.split()[0]) is None:
         raise ServingError(
@@ -114,7 +156,9 @@ def _build(scratch: Path) -> Path:
     )
     files = [str(source_of(module).relative_to(package.parent)) for module in MODULES]
     (scratch / "mypy.ini").write_text(_CONFIG, encoding="utf-8")
-    (scratch / "setup.py").write_text(_SETUP.format(arguments=["mypy.ini", GROUP, *files]), encoding="utf-8")
+    (scratch / "setup.py").write_text(
+        _SETUP.format(arguments=["mypy.ini", GROUP, OPTIMISATION, *files]), encoding="utf-8"
+    )
     done = subprocess.run(
         [sys.executable, "setup.py"],
         cwd=scratch,
@@ -127,11 +171,12 @@ def _build(scratch: Path) -> Path:
     if done.returncode:
         last = "\n".join(done.stdout.strip().splitlines()[-_TAIL_LINES:])
         raise ServingError(
-            f"mypyc or the C compiler failed:\n{last}", hint="the gateway works without it, interpreted"
+            f"mypyc or the C compiler ended with {done.returncode}:\n{last}",
+            hint="the gateway works without it, interpreted",
         )
     finished = scratch / "finished"
     finished.mkdir()
-    for module in (*MODULES, f"{GROUP}__mypyc"):
+    for module in LIBRARIES:
         target = library(finished, module)
         built = scratch / "out" / target.name.replace(".", "/", module.count("."))
         built.rename(target)
@@ -140,11 +185,3 @@ def _build(scratch: Path) -> Path:
 
 def _is_left(name: str) -> bool:
     return "." in name and not name.endswith((".py", ".pyi", ".typed"))
-
-
-def _put(finished: Path, place: Path) -> None:
-    """Into place at once; what was there, and what was made of other sources, goes."""
-    for old in place.parent.iterdir():
-        if old != finished.parent and not old.name.startswith("."):
-            shutil.rmtree(old)
-    finished.rename(place)

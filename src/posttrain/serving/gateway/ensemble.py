@@ -35,7 +35,7 @@ from posttrain.serving.gateway.events import (
     EventReader,
     Usage,
 )
-from posttrain.serving.gateway.exchange import Exchange
+from posttrain.serving.gateway.exchange import NOTHING_YET, Exchange
 from posttrain.serving.gateway.identity import Asker
 from posttrain.serving.gateway.plan import Seat, Seating, Team, sampling_digest
 from posttrain.serving.gateway.replies import ApiError
@@ -166,6 +166,8 @@ class Ensemble(Exchange):
         self._tries = sum(ask.tries for ask in self._asks)
         self._ended = 0.0  # what several calls took cannot be told from what the gateway did
         if self._asks:
+            if self._answer is NOTHING_YET:
+                self._answer = Answer(self._endpoint, 0)
             self._answer.usage = _sum([ask.answer.usage for ask in self._asks])
         super()._end(finish, error)
 

@@ -45,7 +45,7 @@ FAILURES: dict[Failure, ApiError] = {
     "garbage": replies.bad_upstream("it does not speak HTTP"),
 }
 _log = logging.getLogger(__name__)
-_NOTHING_YET = Answer("chat", 0)
+NOTHING_YET = Answer("chat", 0)
 """Of a request that no upstream was asked; never written to."""
 _ANSWERED = frozenset({"stop", "length", "tool_calls", "content_filter"})
 
@@ -114,7 +114,7 @@ class Exchange(Call):
         self._place = False
         """Whether it has a place."""
         self._sampling: str | None = None
-        self._answer = _NOTHING_YET
+        self._answer = NOTHING_YET
         self._asked: dict[str, Any] | None = None
         """What guardrails say of the request."""
         self._handle: UpstreamHandle | None = None

@@ -21,6 +21,7 @@ from typing import Any
 import orjson
 
 from posttrain.core.errors import DataError, PosttrainError
+from posttrain.serving.gateway.compiled import is_compiled
 from posttrain.serving.gateway.config import WorkerConfig
 from posttrain.serving.gateway.worker import Worker
 from posttrain.serving.records import Snapshot
@@ -71,7 +72,12 @@ class ControlLink:
                 reader, self._writer = await asyncio.open_unix_connection(self._path, limit=_MAX_LINE)
                 heard_at = time.monotonic()
                 self._say(
-                    "hello", worker=self._name, pid=os.getpid(), epoch=self._epoch, port=self._worker.port
+                    "hello",
+                    worker=self._name,
+                    pid=os.getpid(),
+                    epoch=self._epoch,
+                    port=self._worker.port,
+                    compiled=is_compiled(),
                 )
                 while line := await reader.readline():
                     await self._hear(line)

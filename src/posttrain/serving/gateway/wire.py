@@ -1,7 +1,8 @@
 """What both ends of the gateway's connections are to the event loop.
 
 Here: the methods of asyncio's protocol, for ``server`` and ``upstream``. It is not asyncio's class: a class that may be
-compiled (``compiled``) inherits from such classes only, and the event loop asks for the methods, not for the class.
+compiled (``compiled``) inherits from such classes, and the event loop asks for the methods, not for the class. What
+arrives must be ``bytes``, as it is from uvloop, asyncio and httptools: compiled code takes no other kind.
 """
 
 from __future__ import annotations
