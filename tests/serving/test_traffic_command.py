@@ -137,7 +137,14 @@ def test_the_log_must_be_there_and_its_index_be_named(
 
 
 def test_tail_follows(traffic_folder: Path) -> None:
-    command = [sys.executable, "-u", "-m", "posttrain", "log", "tail", "--follow", "-n", "1"]
+    # A shell that runs the tests in the background has them ignore Ctrl-C, and so would their children.
+    script = (
+        "import signal, sys\n"
+        "signal.signal(signal.SIGINT, signal.default_int_handler)\n"
+        "from posttrain.cli import main\n"
+        "sys.exit(main(['log', 'tail', '--follow', '-n', '1']))\n"
+    )
+    command = [sys.executable, "-u", "-c", script]
     process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env={**os.environ})
     try:
         assert process.stdout is not None
