@@ -329,7 +329,9 @@ def test_a_wall_clock_that_jumps_costs_no_row_and_no_order(tmp_path: Path) -> No
             check(books, found)
             assert books.cut == 0 and not books.others
             rows = gateway.rows()
-            for owner in ("w0", "w1"):
+            owners = {row["worker"] for row in rows if row["kind"] == "begin"}
+            assert owners  # the kernel may have given every connection to one of the two
+            for owner in owners:
                 times = [row["at_ms"] for row in rows if row["kind"] == "begin" and row["worker"] == owner]
                 assert times == sorted(times)
                 assert times[-1] - times[0] > 7_000_000  # the clock did jump
