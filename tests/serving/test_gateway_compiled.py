@@ -18,7 +18,7 @@ from posttrain.serving.errors import ServingError
 from posttrain.serving.gateway import compiled, compiling
 
 _ROOT = Path(__file__).parents[2]
-_TESTS = "gateway or assignment or shadow or control or rollout or router"
+_TESTS = "gateway or traffic or assignment or shadow or control or rollout or router"
 
 
 def classes(source: Path) -> dict[str, set[str]]:

@@ -31,10 +31,11 @@ class _Waiting(NamedTuple):
 class Admission:
     """Places of one worker."""
 
-    __slots__ = ("_limits", "_queue", "_seating", "in_flight")
+    __slots__ = ("_limits", "_places", "_queue", "_seating", "in_flight")
 
     def __init__(self, limits: LimitsConfig) -> None:
         self._limits = limits
+        self._places = limits.max_in_flight
         self._queue: deque[_Waiting] = deque()
         self._seating = False
         self.in_flight = 0
@@ -47,7 +48,7 @@ class Admission:
 
     def enter(self, guest: Guest, now: float) -> Entry:
         """Take a place, or wait for one."""
-        if self.in_flight < self._limits.max_in_flight and not self._queue:
+        if self.in_flight < self._places and not self._queue:
             self.in_flight += 1
             return "in"
         if self._limits.policy == "shed" or len(self._queue) >= self._limits.queue:
@@ -61,7 +62,7 @@ class Admission:
         if self._seating:
             return  # one that fails at once leads on to the next in the loop below, not by recursion
         self._seating = True
-        while self._queue and self.in_flight < self._limits.max_in_flight:
+        while self._queue and self.in_flight < self._places:
             self.in_flight += 1
             self._queue.popleft().guest.admitted()
         self._seating = False

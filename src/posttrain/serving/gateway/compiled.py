@@ -46,6 +46,8 @@ MODULES = (
     "posttrain.serving.gateway.upstream",
     "posttrain.serving.gateway.wire",
     "posttrain.serving.traffic.clock",
+    "posttrain.serving.traffic.segment_format",
+    "posttrain.serving.traffic.segments",
 )
 """What is compiled: what runs for every request. A class and what inherits from it are compiled both or not at all."""
 GROUP = "posttrain_gateway"

@@ -261,7 +261,7 @@ class Ask(Call):
         self.tries += 1
         self.status, self.size, self.parts, self.extra = 0, 0, [], b""
         self.is_repeat = self.was_slow = False
-        self.call_deadline = now + handle.upstream.first_byte_seconds
+        self.call_deadline = now + handle.pool.first_byte_seconds
         traced = self._request.headers.get(b"traceparent")
         extra = b"traceparent: %b\r\n" % traced if traced else b""
         self.payload = handle.payload(self._path, self._request.id, self._bytes, extra)

@@ -30,6 +30,7 @@ from posttrain.serving.gateway.events import (
 )
 from posttrain.serving.gateway.guard import FILTERED
 from posttrain.serving.gateway.identity import SLICES_HEADER, Asker, read_slices
+from posttrain.serving.gateway.metrics import milliseconds
 from posttrain.serving.gateway.plan import Seat, Seating, sampling_digest
 from posttrain.serving.gateway.replies import ApiError
 from posttrain.serving.gateway.rowlog import as_it_came
@@ -309,7 +310,7 @@ class Exchange(Call):
         self._failure = None
         self._sent = now
         self.is_repeat = False
-        self.call_deadline = now + handle.upstream.first_byte_seconds
+        self.call_deadline = now + handle.pool.first_byte_seconds
         request = self._request
         traced = request.headers.get(b"traceparent")
         extra = b"traceparent: %b\r\n" % traced if traced else b""
@@ -500,17 +501,17 @@ class Exchange(Call):
             "tries": self._tries,
             "status": self._status,
             "finish": self._finish,
-            "queue_ms": round((self._started - accepted) * 1000, 3),
-            "latency_ms": round((now - accepted) * 1000, 3),
+            "queue_ms": milliseconds(self._started - accepted),
+            "latency_ms": milliseconds(now - accepted),
             "content": self._content,
         }
         if self._handle is not None:
             says["upstream"] = self._handle.name
             says["sampling"] = self._sampling
         if self._first:
-            says["first_ms"] = round((self._first - accepted) * 1000, 3)
+            says["first_ms"] = milliseconds(self._first - accepted)
         if self._ended and self._tries == 1:
-            says["gateway_ms"] = round((self._sent - self._started + now - self._ended) * 1000, 3)
+            says["gateway_ms"] = milliseconds(self._sent - self._started + now - self._ended)
         if self._error is not None:
             says["error"] = self._error.message
         elif self._finish == "error":

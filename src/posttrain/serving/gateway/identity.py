@@ -10,7 +10,7 @@ import os
 import re
 from collections import OrderedDict
 from functools import lru_cache
-from typing import Any, NamedTuple
+from typing import Any
 
 from posttrain.serving.records import Unit
 from posttrain.serving.router.config import ROUTED_TAGS
@@ -64,15 +64,18 @@ class RequestIds:
         return given
 
 
-class Asker(NamedTuple):
+class Asker:
     """Whose request it is, as far as it was told: pseudonyms, by which he is also assigned.
 
     So the log, which holds no names, is enough to draw everybody's bucket again.
     """
 
-    user: str | None
-    conversation: str | None
-    tenant: str | None
+    __slots__ = ("conversation", "tenant", "user")
+
+    def __init__(self, user: str | None, conversation: str | None, tenant: str | None) -> None:
+        self.user = user
+        self.conversation = conversation
+        self.tenant = tenant
 
     def unit(self, kind: Unit, request_id: str) -> str:
         """What stays with its answer."""

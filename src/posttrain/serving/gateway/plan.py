@@ -117,9 +117,20 @@ class RoutePlan:
         self.unit = route.unit
         self._plan = plan
         self._seats: dict[tuple[str, str, str], Seat] = {}
+        self._is_drawn = not (route.canary is None and route.shadow is None and route.experiment is None)
+        self._only: Seating | None = None
+        """Everybody's, where nothing is drawn, once it was asked for."""
 
     def seat(self, unit: str) -> Seating:
         """Who answers this unit."""
+        seating = self._only
+        if seating is None:
+            seating = self._draw(unit)
+            if not self._is_drawn:
+                self._only = seating
+        return seating
+
+    def _draw(self, unit: str) -> Seating:
         lane, arm, target, shadow = assign(self.route, unit)
         beside = None if shadow is None else self._seat("shadow", "", shadow)
         return Seating(self._seat(lane, arm, target), beside)
@@ -225,10 +236,9 @@ def sampling_digest(body: dict[str, Any]) -> str | None:
 
     None where they cannot be meant (a whole number beyond 2**53): the upstream will say so.
     """
-    found = body.keys() & _SAMPLING
-    if not found:
+    values = {name: value for name, value in body.items() if name in _SAMPLING}
+    if not values:
         return _NO_SAMPLING
-    values = {name: body[name] for name in found}
     key = orjson.dumps(values, option=orjson.OPT_SORT_KEYS)
     digest = _digests.get(key)
     if digest is None:

@@ -128,8 +128,10 @@ class Routes:
         seating = route.seat(asker.unit(route.unit, request.id.decode()))
         if route.is_routed:
             seating = route.choose(seating, endpoint, body, headers)
-        kind = Exchange if seating.team is None else Ensemble
-        kind(context, connection, request, endpoint).start(body, asker, seating)
+        if seating.team is None:
+            Exchange(context, connection, request, endpoint).start(body, asker, seating)
+        else:
+            Ensemble(context, connection, request, endpoint).start(body, asker, seating)
 
     def _allows(self, principal: Principal | None, model: str) -> bool:
         access = self._context.access

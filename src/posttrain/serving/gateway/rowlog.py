@@ -17,7 +17,7 @@ from posttrain.serving.gateway.metrics import Metrics
 from posttrain.serving.traffic.segments import SegmentWriter
 
 _SALT = "content"
-_WHITE = (b"\n", b"\r", b"\t")
+_WHITE = tuple(b"\n\r\t")
 
 
 class RowLog:

@@ -97,6 +97,13 @@ class ServerDoor:
     def __init__(self, application: Application, limits: LimitsConfig) -> None:
         self.application = application
         self.limits = limits
+        # Read for every request, and a field of a pydantic model takes ten times as long to read.
+        self.header_seconds = limits.header_seconds
+        self.body_seconds = limits.body_seconds
+        self.keep_alive_seconds = limits.keep_alive_seconds
+        self.max_headers = limits.max_headers
+        self.max_header_bytes = limits.max_header_bytes
+        self.max_body_bytes = limits.max_body_bytes
         self.connections: set[ServerConnection] = set()
         self.draining = False
         """Every answer from now on closes its connection."""
@@ -194,7 +201,7 @@ class ServerConnection(Wire):
             transport.abort()
             return
         self.door.connections.add(self)
-        self.deadline = time.monotonic() + self.door.limits.header_seconds
+        self.deadline = time.monotonic() + self.door.header_seconds
 
     def connection_lost(self, exc: Exception | None) -> None:
         """Part of the protocol."""
@@ -226,7 +233,7 @@ class ServerConnection(Wire):
             # Counted before the parser has it: it hands over a header only when that is whole.
             self._head_bytes += len(data)
         self._feed(data)
-        if self._in_head and self._head_bytes > self.door.limits.max_header_bytes:
+        if self._in_head and self._head_bytes > self.door.max_header_bytes:
             self._fault(replies.headers_too_large())
         if self._queue and self._current is None:
             self._pump()
@@ -268,7 +275,7 @@ class ServerConnection(Wire):
         self._in_message = self._in_head = True
         self._url = b""
         self._names = 0
-        self.deadline = self._now + self.door.limits.header_seconds
+        self.deadline = self._now + self.door.header_seconds
 
     def on_url(self, url: bytes) -> None:
         """A part of the request's target."""
@@ -279,18 +286,18 @@ class ServerConnection(Wire):
         if not self._in_head:
             return
         headers = self._reading.headers
-        key = name.lower()
-        if key in headers and key in _ONCE:
-            self._fault(replies.bad_request_line(f"more than one {key.decode()} header"))
+        key, known = name.lower(), len(headers)
         headers[key] = value
         self._names += 1
+        if len(headers) == known and key in _ONCE:
+            self._fault(replies.bad_request_line(f"more than one {key.decode()} header"))
 
     def on_headers_complete(self) -> None:
         """Everything but the body is there."""
         self._in_head = False
         if self._no_input:
             return
-        request, parser, limits = self._reading, self._parser, self.door.limits
+        request, parser, door = self._reading, self._parser, self.door
         request.method = parser.get_method()
         if parser.should_upgrade():
             return
@@ -308,19 +315,19 @@ class ServerConnection(Wire):
         elif b"host" not in headers:
             self._fault(replies.bad_request_line("no host header"))
             return
-        too_long = self._head_bytes > limits.max_header_bytes and self._head_size() > limits.max_header_bytes
-        if too_long or self._names > limits.max_headers:
+        too_long = self._head_bytes > door.max_header_bytes and self._head_size() > door.max_header_bytes
+        if too_long or self._names > door.max_headers:
             self._fault(replies.headers_too_large())
             return
         if b"transfer-encoding" in headers and headers[b"transfer-encoding"].lower() != b"chunked":
             self._fault(replies.bad_request_line("only the transfer coding chunked is read"))
             return
-        if b"content-length" in headers and int(headers[b"content-length"]) > limits.max_body_bytes:
-            self._fault(replies.too_large(limits.max_body_bytes))
+        if b"content-length" in headers and int(headers[b"content-length"]) > door.max_body_bytes:
+            self._fault(replies.too_large(door.max_body_bytes))
             return
-        self.deadline = self._now + limits.body_seconds
-        self.door.application.identify(request)
-        request.refusal = self.door.application.examine(request)
+        self.deadline = self._now + door.body_seconds
+        door.application.identify(request)
+        request.refusal = door.application.examine(request)
         if b"expect" in headers and not request.old:
             if headers[b"expect"].lower() != b"100-continue":
                 self._fault(
@@ -340,8 +347,8 @@ class ServerConnection(Wire):
         if self._no_input:
             return
         self._body_bytes += len(body)
-        if self._body_bytes > self.door.limits.max_body_bytes:
-            self._fault(replies.too_large(self.door.limits.max_body_bytes))
+        if self._body_bytes > self.door.max_body_bytes:
+            self._fault(replies.too_large(self.door.max_body_bytes))
         elif self._reading.refusal is None:
             self._chunks.append(body)
 
@@ -506,7 +513,7 @@ class ServerConnection(Wire):
             self._paused = False
             self.transport.resume_reading()
         if not self._in_message:
-            self.deadline = time.monotonic() + self.door.limits.keep_alive_seconds
+            self.deadline = time.monotonic() + self.door.keep_alive_seconds
         self._continue()
 
     def _answered(self, request: Request) -> None:

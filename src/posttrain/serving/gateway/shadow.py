@@ -16,6 +16,7 @@ import orjson
 
 from posttrain.serving.gateway.context import Context
 from posttrain.serving.gateway.events import UPSTREAM_PATHS, Answer, BadAnswer, Endpoint
+from posttrain.serving.gateway.metrics import milliseconds
 from posttrain.serving.gateway.plan import Plan, Seat, sampling_digest
 from posttrain.serving.gateway.upstream import Call, Failure, UpstreamHandle
 
@@ -159,7 +160,7 @@ class _Copy(Call):
             self._end("the model is not available")
             return
         self._handle = handle
-        self.call_deadline = min(self.until, now + handle.upstream.first_byte_seconds)
+        self.call_deadline = min(self.until, now + handle.pool.first_byte_seconds)
         name = b"shadow-%b" % original.of.encode()
         self.payload = handle.payload(UPSTREAM_PATHS[original.endpoint], name, orjson.dumps(body))
         handle.pool.submit(self)
@@ -233,7 +234,7 @@ class _Copy(Call):
             "status": self._status,
             "finish": finish,
             "error": error,
-            "latency_ms": round(seconds * 1000, 3),
+            "latency_ms": milliseconds(seconds),
             "content": original.content,
         }
         if usage.prompt is not None:

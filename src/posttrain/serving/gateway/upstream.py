@@ -130,7 +130,7 @@ class UpstreamConnection(Wire):
             self.deadline = never
             self.transport.pause_reading()
         else:
-            self.deadline = time.monotonic() + self.pool.upstream.idle_seconds
+            self.deadline = time.monotonic() + self.pool.idle_seconds
             self.transport.resume_reading()
 
     def drop(self) -> None:
@@ -169,7 +169,7 @@ class UpstreamConnection(Wire):
             return
         self._begun = True
         if not self._paused:
-            self.deadline = time.monotonic() + self.pool.upstream.idle_seconds
+            self.deadline = time.monotonic() + self.pool.idle_seconds
         try:
             self._parser.feed_data(data)
         except httptools.HttpParserCallbackError:
@@ -246,6 +246,9 @@ class Pool:
 
     def __init__(self, upstream: Upstream) -> None:
         self.upstream = upstream
+        # Read for every call, and a field of a pydantic model takes ten times as long to read.
+        self.first_byte_seconds = upstream.first_byte_seconds
+        self.idle_seconds = upstream.idle_seconds
         parts = urlsplit(upstream.url)
         self._host = parts.hostname or ""
         self._tls = ssl.create_default_context() if parts.scheme == "https" else None
@@ -266,7 +269,7 @@ class Pool:
     def submit(self, call: Call, *, fresh: bool = False) -> None:
         """Send a call on an idle connection, or as soon as one is there."""
         if call.call_deadline == never:
-            call.call_deadline = time.monotonic() + self.upstream.first_byte_seconds
+            call.call_deadline = time.monotonic() + self.first_byte_seconds
         while self.idle and not fresh:
             connection = self.idle.pop()
             if not connection.transport.is_closing():

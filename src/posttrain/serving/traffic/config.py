@@ -24,7 +24,7 @@ class TrafficConfig(Record):
     durability: Durability = "group"
     """``group``: rows are in the kernel before an answer ends, so a killed process loses none, and on the disk within
     ``sync_seconds`` and a sync. ``strict``: an answer ends only after its row is on the disk."""
-    sync_seconds: float = Field(0.005, gt=0, le=10)
+    sync_seconds: float = Field(0.02, gt=0, le=10)
     """How long written rows may wait for the disk; ``strict`` does not wait between syncs."""
     segment_bytes: int = Field(64 << 20, ge=1 << 12, le=1 << 30)
     """A segment that reaches this size is finished and the next begun."""

@@ -20,20 +20,17 @@ import logging
 import os
 import threading
 import time
-import weakref
 from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
-from zlib import crc32
 
 from posttrain.core.atomic import is_storage_full, make_folder, sync_folder
 from posttrain.serving.errors import TrafficLogError
 from posttrain.serving.traffic.config import TrafficConfig
 from posttrain.serving.traffic.owner_lock import take_owner
 from posttrain.serving.traffic.segment_format import (
-    HEAD,
     MAGIC,
     MAX_PAYLOAD_BYTES,
     Seal,
@@ -139,8 +136,8 @@ class SegmentWriter:
         except BaseException:
             os.close(self._held)
             raise
-        self._thread = threading.Thread(target=self._run, name=f"traffic-{owner}", daemon=True)
-        self._thread.start()
+        self._syncer = threading.Thread(target=self._run, name=f"traffic-{owner}", daemon=True)
+        self._syncer.start()
         _writers.add(self)
 
     # -- the hot path -----------------------------------------------------------------------------
@@ -148,7 +145,7 @@ class SegmentWriter:
     def append(self, row: bytes) -> int:
         """Write one JSON object; returns its position. Raises TrafficLogError, and then nothing was written."""
         size = len(row)
-        head = HEAD.pack(size, crc32(row, size))
+        record = encode(row)
         with self._lock:
             segment = self._segment
             if (
@@ -159,10 +156,10 @@ class SegmentWriter:
             ):
                 segment = self._make_room(size)
             try:
-                written = os.write(segment.descriptor, head + row)
+                written = os.write(segment.descriptor, record)
             except OSError as error:
                 raise self._undo(segment, error) from error
-            if written != size + HEAD.size:
+            if written != len(record):
                 raise self._undo(segment, None)
             segment.size += written
             segment.rows += 1
@@ -213,7 +210,7 @@ class SegmentWriter:
             self._closed = True
             self._closing.set()
             self._wake.set()
-        self._thread.join()
+        self._syncer.join()
         os.close(self._segment.descriptor)
         os.close(self._held)
         _writers.discard(self)
@@ -489,7 +486,8 @@ def _full(folder: Path) -> TrafficLogError:
     )
 
 
-_writers: weakref.WeakSet[SegmentWriter] = weakref.WeakSet()
+_writers: set[SegmentWriter] = set()
+"""Those that are not closed; their threads keep them alive as it is."""
 
 
 def _leave_to_parent() -> None:
