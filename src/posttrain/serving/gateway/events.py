@@ -30,6 +30,8 @@ _FINISHES = {
     "error": "error",
 }
 _MAX_EVENT = 4_194_304
+_RETURN = b"\r"[0]
+"""A number, which bytes are searched for at once; what is itself bytes only after an exception."""
 
 
 class BadAnswer(Exception):
@@ -201,7 +203,7 @@ class EventReader:
         if self._rest:
             data = self._rest + data
             self._rest = b""
-        if b"\r" in data:  # white space outside of JSON text, escaped inside
+        if _RETURN in data:  # white space outside of JSON text, escaped inside
             data = data.replace(b"\r\n", b"\n")
         end = data.rfind(b"\n\n") + 2
         if end < 2 or end != len(data):

@@ -18,6 +18,7 @@ from posttrain.serving.traffic.segments import SegmentWriter
 
 _SALT = "content"
 _WHITE = tuple(b"\n\r\t")
+"""Numbers, which bytes are searched for at once; what is itself bytes only after an exception."""
 
 
 class RowLog:
