@@ -252,6 +252,7 @@ def _worker(name: str, folder: Path, mock: int, environment: Mapping[str, str]) 
     with socket.socket(socket.AF_UNIX) as control:
         control.bind(str(path))
         control.listen(1)
+        control.settimeout(60)
         command = [
             sys.executable,
             "-m",

@@ -22,9 +22,9 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from posttrain.core.atomic import is_storage_full, make_folder, sync_folder
 from posttrain.serving.errors import TrafficLogError
@@ -87,6 +87,10 @@ class _Segment:
     """Whether the folder's entry is on the disk."""
     failed: bool = False
     """Whether a sync failed: a later one that succeeds means nothing."""
+    hasher: Any = field(default_factory=hashlib.sha256)
+    """A digest of the file so far, as ``hashlib`` makes it."""
+    hashed: int = 0
+    """Bytes that the digest has seen."""
 
 
 class _Waiter(NamedTuple):
@@ -343,6 +347,8 @@ class SegmentWriter:
                 self._broken = False
                 self.synced = target
                 self._tell(target, kept=True)
+                with contextlib.suppress(OSError):  # read again when it is sealed
+                    _read_back(current, current.synced)
                 return
             if not self._write_again(failed):
                 break
@@ -370,8 +376,9 @@ class SegmentWriter:
         """Seal and sync a segment that nothing more is written to. Without space for the seal it stays unsealed."""
         if segment.failed:
             return False
-        seal = encode(Seal(segment.rows, _digest(segment), closed).payload())
         try:
+            _read_back(segment, segment.size)
+            seal = encode(Seal(segment.rows, segment.hasher.hexdigest(), closed).payload())
             sealed = os.write(segment.descriptor, seal) == len(seal)
         except OSError:
             sealed = False
@@ -462,16 +469,17 @@ def _rotation_path(folder: Path, owner: str) -> Path:
     return folder / f"{owner}.rotate"
 
 
-def _digest(segment: _Segment) -> str:
-    """Of all records, read back: what is sealed is what the file says, not what was meant."""
-    hasher, at = hashlib.sha256(), 0
-    while at < segment.size:
-        part = os.pread(segment.descriptor, min(1 << 20, segment.size - at), at)
+def _read_back(segment: _Segment, end: int) -> None:
+    """Take up to ``end`` into the digest: what is sealed is what the file says, not what was meant.
+
+    After every sync, a little at a time, so that sealing a segment keeps no processor from answering.
+    """
+    while segment.hashed < end:
+        part = os.pread(segment.descriptor, min(1 << 20, end - segment.hashed), segment.hashed)
         if not part:
             break
-        hasher.update(part)
-        at += len(part)
-    return hasher.hexdigest()
+        segment.hasher.update(part)
+        segment.hashed += len(part)
 
 
 def _call_all(callbacks: list[Synced], kept: bool) -> None:
