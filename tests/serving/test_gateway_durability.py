@@ -245,9 +245,11 @@ def test_a_damaged_tail_costs_its_own_row_and_no_other(tmp_path: Path) -> None:
                 gone = []
                 for owner, damage in (("w0", _cut_short), ("w1", _garble)):
                     path = gateway.traffic / f"{owner}-0000000001.seg"
-                    last = list(read_segment(path))[-1]
-                    gone.append(json.loads(last.payload))
-                    damage(path, last)
+                    rows = list(read_segment(path))
+                    if rows:  # the kernel may have given one of the workers no connection
+                        gone.append(json.loads(rows[-1].payload))
+                        damage(path, rows[-1])
+                assert gone
                 # What the index had of the damaged rows is no evidence: it is made again from what is left.
                 for path in gateway.traffic.glob("index.sqlite*"):
                     path.unlink()
