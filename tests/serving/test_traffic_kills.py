@@ -20,24 +20,27 @@ import pytest
 
 from posttrain.serving.errors import TrafficLogError
 from posttrain.serving.traffic.config import TrafficConfig
-from posttrain.serving.traffic.segment_format import list_segments, read_segment
+from posttrain.serving.traffic.segment_format import MAX_PAYLOAD_BYTES, list_segments, read_segment
 from posttrain.serving.traffic.segments import SegmentWriter
 from tests.serving.traffic_world import child, numbers_in, read_all, row, rows_in
 
 _GROUP = TrafficConfig(segment_bytes=16 << 10, sync_seconds=0.001)
 _STRICT = TrafficConfig(segment_bytes=16 << 10, durability="strict")
+_AT_ONCE = 7
 
 
 def _write_group(folder: Path, first: int) -> Callable[[int], None]:
-    """Append for ever, saying each number once ``append`` has returned."""
+    """Append for ever, some rows at a time, saying their numbers once ``append_all`` has returned."""
 
     def work(pipe: int) -> None:
         writer = SegmentWriter(folder, owner="w0", config=_GROUP)
         number = first
         while True:
-            writer.append(row(number, text="x" * random.randrange(400)))
-            os.write(pipe, struct.pack("<q", number))
-            number += 1
+            numbers = range(number, number + random.randint(1, _AT_ONCE))
+            rows = [row(number, text="x" * random.randrange(400)) for number in numbers]
+            assert writer.append_all(rows) == len(rows)
+            os.write(pipe, struct.pack(f"<{len(rows)}q", *numbers))
+            number = numbers.stop
 
     return work
 
@@ -80,14 +83,14 @@ def _kill_many(folder: Path, way: Callable[[Path, int], Callable[[int], None]], 
         said = _killed(way(folder, first), rng.uniform(0, 0.03))
         acknowledged += said
         found = numbers_in(folder)
-        # The kernel may have one more than was said; strict has all that still waited for the disk.
+        # The kernel may have one write more than was said; strict has all that still waited for the disk.
         first = max(found) + 1
         assert len(list_segments(folder)) > number
     counts = Counter(numbers_in(folder))
     assert set(counts.values()) == {1}
     assert set(acknowledged) <= set(counts)
     if way is _write_group:
-        assert len(counts) - len(acknowledged) <= times
+        assert len(counts) - len(acknowledged) <= times * _AT_ONCE
     assert len(acknowledged) > times * 10
     for name in list_segments(folder):
         reader = read_segment(folder / str(name))
@@ -130,15 +133,16 @@ def traffic_small_disk(tmp_path: Path) -> Iterator[Path]:
 
 def _fill(writer: SegmentWriter, first: int) -> list[int]:
     """Append until the log says that it cannot; what it took."""
-    taken = []
-    for number in range(first, first + 100_000):
+    taken: list[int] = []
+    for number in range(first, first + 100_000, 3):
+        numbers = range(number, number + 3)
         try:
-            writer.append(row(number, text="x" * (number * 37 % 3000)))
+            count = writer.append_all([row(number, text="x" * (number * 37 % 3000)) for number in numbers])
         except TrafficLogError as error:
             assert "no space left" in str(error)
             assert error.hint is not None
             return taken
-        taken.append(number)
+        taken += numbers[:count]
     raise AssertionError("the disk did not fill")
 
 
@@ -201,6 +205,43 @@ def test_a_limit_in_the_middle_of_a_row_leaves_no_half_row(tmp_path: Path) -> No
         reader = read_segment(tmp_path / str(name))
         list(reader)
         assert (reader.corrupt, reader.torn_at) == ([], None)
+
+
+def test_of_rows_that_do_not_all_fit_the_first_ones_stay(tmp_path: Path) -> None:
+    """Whoever reads the file as it grows may have seen them: taken away, what comes next would stand at their place."""
+
+    def work(pipe: int) -> None:
+        signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+        writer = SegmentWriter(tmp_path, owner="w0")
+        rows = [row(number, text="x" * 1000) for number in range(20)]
+        resource.setrlimit(resource.RLIMIT_FSIZE, (10_000, resource.RLIM_INFINITY))
+        count = writer.append_all(rows)
+        with pytest.raises(TrafficLogError, match="no space left"):
+            writer.append_all(rows[count:])
+        assert writer.append_all([row(100), *rows]) == 1, "what is small enough for the rest"
+        assert writer.path.stat().st_size <= 10_000
+        resource.setrlimit(resource.RLIMIT_FSIZE, (resource.RLIM_INFINITY, resource.RLIM_INFINITY))
+        assert writer.append_all(rows[count:]) == 20 - count
+        writer.close()
+        os.write(pipe, struct.pack("<q", count))
+
+    with child(work) as (_, pipe):
+        (count,) = struct.unpack("<q", read_all(pipe))
+    assert 5 < count < 10
+    assert numbers_in(tmp_path) == [*range(count), 100, *range(count, 20)]
+    (name,) = list_segments(tmp_path)
+    reader = read_segment(tmp_path / str(name))
+    assert len(list(reader)) == 21
+    assert (reader.corrupt, reader.torn_at) == ([], None)
+
+
+def test_a_row_that_is_too_long_is_refused_before_anything_is_written(tmp_path: Path) -> None:
+    writer = SegmentWriter(tmp_path, owner="w0")
+    with pytest.raises(TrafficLogError, match="at most"):
+        writer.append_all([row(1), bytes(MAX_PAYLOAD_BYTES + 1)])
+    writer.append(row(2))
+    writer.close()
+    assert numbers_in(tmp_path) == [2]
 
 
 def test_a_backlog_is_a_full_log(tmp_path: Path) -> None:

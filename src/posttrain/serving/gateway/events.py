@@ -9,18 +9,21 @@ A streamed answer is passed on event by event: an event is sent whole, and as it
 
 from __future__ import annotations
 
-from typing import Any, Literal, TypeAlias
+from typing import Any, Final, Literal, TypeAlias
 
 import orjson
 
 from posttrain.serving.gateway.guard import AnswerGuard
 
+_dumps: Final = orjson.dumps
+_loads: Final = orjson.loads
+
 Endpoint: TypeAlias = Literal["chat", "completions"]
 
 UPSTREAM_PATHS: dict[Endpoint, bytes] = {"chat": b"/chat/completions", "completions": b"/completions"}
 """Behind an upstream's URL, which ends in the version."""
-DONE = b"data: [DONE]\n\n"
-_FINISHES = {
+DONE: Final = b"data: [DONE]\n\n"
+_FINISHES: Final = {
     "stop": "stop",
     "length": "length",
     "tool_calls": "tool_calls",
@@ -29,8 +32,8 @@ _FINISHES = {
     "abort": "error",
     "error": "error",
 }
-_MAX_EVENT = 4_194_304
-_RETURN = b"\r"[0]
+_MAX_EVENT: Final = 4_194_304
+_RETURN: Final = b"\r"[0]
 """A number, which bytes are searched for at once; what is itself bytes only after an exception."""
 
 
@@ -259,7 +262,7 @@ class EventReader:
         return event + b"\n\n" if passes else b""
 
     def _emit(self, event: dict[str, Any]) -> bytes:
-        data = orjson.dumps(event)
+        data = _dumps(event)
         passes = not self._answer.take_event(event, len(data)) or self._usage_asked
         return b"data: %b\n\n" % data if passes else b""
 
@@ -278,7 +281,7 @@ def _payload(event: bytes) -> bytes | None:
 
 def _parsed(payload: bytes, event: bytes) -> Any:
     try:
-        return orjson.loads(payload)
+        return _loads(payload)
     except ValueError:
         return _several_lines(event)  # or no JSON
 
@@ -286,7 +289,7 @@ def _parsed(payload: bytes, event: bytes) -> Any:
 def _several_lines(event: bytes) -> Any:
     lines = [line[5:] for line in event.split(b"\n") if line.startswith(b"data:")]
     try:
-        return orjson.loads(b"\n".join(lines))
+        return _loads(b"\n".join(lines))
     except ValueError as error:
         raise BadAnswer("its events are not JSON") from error
 

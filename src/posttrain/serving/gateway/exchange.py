@@ -13,7 +13,7 @@ import asyncio
 import logging
 import random
 import time
-from typing import Any
+from typing import Any, Final
 
 import orjson
 
@@ -39,16 +39,20 @@ from posttrain.serving.gateway.shadow import Original
 from posttrain.serving.gateway.upstream import Call, Failure, UpstreamHandle
 from posttrain.serving.guardrails import GuardrailPlan
 
-FAILURES: dict[Failure, ApiError] = {
+_monotonic: Final = time.monotonic
+_dumps: Final = orjson.dumps
+_loads: Final = orjson.loads
+
+FAILURES: Final[dict[Failure, ApiError]] = {
     "connect": replies.bad_upstream("it cannot be reached"),
     "slow": replies.slow_upstream(),
     "cut": replies.bad_upstream("it ended the connection"),
     "garbage": replies.bad_upstream("it does not speak HTTP"),
 }
 _log = logging.getLogger(__name__)
-NOTHING_YET = Answer("chat", 0)
+NOTHING_YET: Final = Answer("chat", 0)
 """Of a request that no upstream was asked; never written to."""
-_ANSWERED = frozenset({"stop", "length", "tool_calls", "content_filter"})
+_ANSWERED: Final = frozenset({"stop", "length", "tool_calls", "content_filter"})
 
 
 class Exchange(Call):
@@ -61,6 +65,7 @@ class Exchange(Call):
         "_asker",
         "_at_ms",
         "_begun",
+        "_blocked",
         "_body",
         "_bytes",
         "_client",
@@ -76,6 +81,7 @@ class Exchange(Call):
         "_handle",
         "_is_gone",
         "_is_over",
+        "_is_written",
         "_last",
         "_next",
         "_parts",
@@ -110,10 +116,12 @@ class Exchange(Call):
         self._request = request
         self._endpoint: Endpoint = endpoint
         self._plan = context.plan
-        self._accepted = self._started = time.monotonic()
+        self._accepted = self._started = _monotonic()
         self._at_ms = context.clock.now_ms()
         self._place = False
         """Whether it has a place."""
+        self._is_written = False
+        """Whether its begin row is: no upstream hears of it before."""
         self._sampling: str | None = None
         self._answer = NOTHING_YET
         self._asked: dict[str, Any] | None = None
@@ -155,7 +163,7 @@ class Exchange(Call):
         self._seat, self._shadow, self._tag, _ = seating
         self._stream = body.get("stream") is True
         self._client.active = self
-        blocked = context.guardrails is not None and self._ask_guardrails(context.guardrails)
+        self._blocked = context.guardrails is not None and self._ask_guardrails(context.guardrails)
         context.budget.earn()
         context.enter_epoch(self._plan.epoch)
         self._core = self._members()
@@ -166,19 +174,30 @@ class Exchange(Call):
             return
         self._place = entry == "in"
         self._content = context.log.content_of(asker.unit("user", request.id.decode()))
-        if context.log.write(b'{"v":1,"kind":"begin",%b}' % self._core) is None:
+        context.log.put(b'{"v":1,"kind":"begin",%b}' % self._core, self._go_on, on_disk=False)
+
+    def _go_on(self, kept: bool) -> None:
+        """The begin row is, or cannot be and must."""
+        self._is_written = True
+        if self._is_over:  # the client went away meanwhile
+            return
+        context = self._context
+        try:
+            if kept and not self._blocked:
+                if self._place:
+                    self._prepare()
+                return
             if not self._place:
                 context.admission.give_up(self)
-            context.metrics.refused[503, "log_unavailable"] += 1
-            self._is_over = True
-            self._error = replies.log_full()
-            self._deliver(True)
-        elif blocked:
-            if not self._place:
-                context.admission.give_up(self)
-            self._end(FILTERED, replies.filtered())
-        elif self._place:
-            self._prepare()
+            if kept:
+                self._end(FILTERED, replies.filtered())
+            else:
+                context.metrics.refused[503, "log_unavailable"] += 1
+                self._is_over = True
+                self._error = replies.log_full()
+                self._deliver(True)
+        except Exception:
+            self.fault()
 
     def _ask_guardrails(self, plan: GuardrailPlan) -> bool:
         """Scan the request; whether it is blocked. What is redacted is so for everybody: upstreams, copies, the log."""
@@ -188,13 +207,15 @@ class Exchange(Call):
         self._asked = found.audit
         if found.prompt is not body[name] and found.audit is not None:
             body[name] = found.prompt
-            request.body = orjson.dumps(body)
+            request.body = _dumps(body)
         return found.action == "block"
 
     def admitted(self) -> None:
         """See :class:`~posttrain.serving.gateway.admission.Guest`."""
         self._place = True
-        self._started = time.monotonic()
+        self._started = _monotonic()
+        if not self._is_written:
+            return
         try:
             self._prepare()
         except Exception:  # it is another request's end that led here
@@ -220,7 +241,7 @@ class Exchange(Call):
             "stream": self._stream,
             **shared,
         }
-        return b"%b,%b" % (self._seat.fixed, orjson.dumps(says)[1:-1])
+        return b"%b,%b" % (self._seat.fixed, _dumps(says)[1:-1])
 
     def fault(self) -> None:
         """See :class:`~posttrain.serving.gateway.server.Active`."""
@@ -265,7 +286,7 @@ class Exchange(Call):
             if not self._usage_asked:
                 body["stream_options"] = {**options, "include_usage": True}
         try:
-            self._bytes = orjson.dumps(body)
+            self._bytes = _dumps(body)
         except TypeError:  # deeper than what can be written again
             self._end("error", replies.invalid("The request body is nested too deeply.", code="invalid_json"))
             return
@@ -273,7 +294,7 @@ class Exchange(Call):
 
     def _call_next(self) -> None:
         """Call the next upstream that was not tried; after the last, perhaps one of them again."""
-        handles, now = self._seat.handles, time.monotonic()
+        handles, now = self._seat.handles, _monotonic()
         while self._next < len(handles):
             handle = handles[self._next]
             self._next += 1
@@ -291,7 +312,7 @@ class Exchange(Call):
 
     def _call_again(self) -> None:
         self._timer = None
-        now = time.monotonic()
+        now = _monotonic()
         handle = next((item for item in self._seat.handles if item.breaker.allows(now)), None)
         if handle is None:
             self._give_up()
@@ -355,7 +376,7 @@ class Exchange(Call):
         if self._is_over:
             return
         if not self._first:
-            self._first = time.monotonic()
+            self._first = _monotonic()
         if not self._streams:
             self._size += len(data)
             if self._size > self._context.limits.max_answer_bytes:
@@ -381,7 +402,7 @@ class Exchange(Call):
         """See :class:`~posttrain.serving.gateway.upstream.Call`."""
         if self._is_over or self._handle is None:
             return
-        self._ended = time.monotonic()
+        self._ended = _monotonic()
         status = self._status
         try:
             if self._streams:
@@ -390,7 +411,7 @@ class Exchange(Call):
             if status == 200:
                 answer = _parsed(self._parts)
                 if self._answer.take_whole(answer):
-                    self._parts = [orjson.dumps(answer)]
+                    self._parts = [_dumps(answer)]
         except BadAnswer as error:
             self._bad(error)
             return
@@ -409,7 +430,7 @@ class Exchange(Call):
         """See :class:`~posttrain.serving.gateway.upstream.Call`."""
         if self._is_over or self._handle is None:
             return
-        self._handle.breaker.failed(time.monotonic())
+        self._handle.breaker.failed(_monotonic())
         self._failed(FAILURES[failure])
 
     def _block(self) -> None:
@@ -424,7 +445,7 @@ class Exchange(Call):
         """What the upstream says is no answer."""
         if self._handle is not None:
             self._handle.pool.withdraw(self)
-            self._handle.breaker.failed(time.monotonic())
+            self._handle.breaker.failed(_monotonic())
         if self.carrier is not None:
             self.carrier.distrust()
         self._failed(replies.bad_upstream(str(error)))
@@ -475,8 +496,7 @@ class Exchange(Call):
             self._status = 200
         elif finish == "cancelled":
             self._status = 0
-        now = time.monotonic()
-        log = self._context.log
+        now = _monotonic()
         self._seat.cell.count(self._status, finish, now - self._accepted)
         try:
             row = self._end_row(now)
@@ -486,13 +506,7 @@ class Exchange(Call):
                 self._core,
                 self._status,
             )
-        position = log.write(row)
-        if position is None:
-            self._deliver(False)
-        elif position:
-            log.settle(position, self._deliver)
-        else:
-            self._deliver(True)
+        self._context.log.put(row, self._deliver)
 
     def _end_row(self, now: float) -> bytes:
         answer, usage = self._answer, self._answer.usage
@@ -529,7 +543,7 @@ class Exchange(Call):
         if self._content == "full":
             says["request"] = as_it_came(self._request.body)
             says["response"] = answer.response()
-        return b'{"v":1,"kind":"end",%b,%b' % (self._core, orjson.dumps(says)[1:])
+        return b'{"v":1,"kind":"end",%b,%b' % (self._core, _dumps(says)[1:])
 
     def _spend(self) -> float:
         """Count what the answer took; its price."""
@@ -586,6 +600,6 @@ class Exchange(Call):
 
 def _parsed(parts: list[bytes]) -> Any:
     try:
-        return orjson.loads(parts[0] if len(parts) == 1 else b"".join(parts))
+        return _loads(parts[0] if len(parts) == 1 else b"".join(parts))
     except ValueError as error:
         raise BadAnswer("its answer is not JSON") from error

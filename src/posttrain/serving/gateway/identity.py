@@ -10,20 +10,20 @@ import os
 import re
 from collections import OrderedDict
 from functools import lru_cache
-from typing import Any
+from typing import Any, Final
 
 from posttrain.serving.records import Unit
 from posttrain.serving.router.config import ROUTED_TAGS
 from posttrain.serving.traffic.clock import MonotonicWallClock
 from posttrain.serving.traffic.pseudonym import MAX_NAME, pseudonym
 
-USER_HEADER = b"x-posttrain-user"
-CONVERSATION_HEADER = b"x-posttrain-conversation"
-SLICES_HEADER = b"x-posttrain-slices"
-REQUEST_ID_HEADER = b"x-request-id"
+USER_HEADER: Final = b"x-posttrain-user"
+CONVERSATION_HEADER: Final = b"x-posttrain-conversation"
+SLICES_HEADER: Final = b"x-posttrain-slices"
+REQUEST_ID_HEADER: Final = b"x-request-id"
 
 _SANE_ID = re.compile(rb"[A-Za-z0-9][A-Za-z0-9._:-]{7,127}")
-_MAX_ID = 128
+_MAX_ID: Final = 128
 _TENANT_DIGITS = 16
 _SANE_SLICE = re.compile(r"[A-Za-z0-9][A-Za-z0-9._:/=+-]{0,63}")
 _MAX_SLICES = 16

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from datetime import datetime
-from typing import Any, NamedTuple
+from typing import Any, Final, NamedTuple
 
 import orjson
 
@@ -20,6 +20,9 @@ from posttrain.serving.gateway.metrics import Cell, CellKey, Metrics
 from posttrain.serving.gateway.upstream import UpstreamHandle
 from posttrain.serving.records import Route, Snapshot, Target, Unit
 from posttrain.serving.router.config import Aggregation
+
+_dumps: Final = orjson.dumps
+_SORTED: Final = orjson.OPT_SORT_KEYS
 
 SAMPLING_KEYS = (
     "temperature",
@@ -38,7 +41,7 @@ SAMPLING_KEYS = (
     "reasoning_effort",
 )
 """What the sampling digest of a row is made of. Not the seed: it names one draw, not a way to draw."""
-_SAMPLING = frozenset(SAMPLING_KEYS)
+_SAMPLING: Final = frozenset(SAMPLING_KEYS)
 _SAME = {"max_tokens": "max_completion_tokens", "max_completion_tokens": "max_tokens"}
 """Two names of one thing: a default fills neither where the request gives the other."""
 _REMEMBERED = 4096
@@ -211,7 +214,7 @@ class Plan:
             "adapter": target.adapter,
             "template": target.template,
         }
-        fixed = orjson.dumps({name: value for name, value in says.items() if value not in (None, "")})[1:-1]
+        fixed = _dumps({name: value for name, value in says.items() if value not in (None, "")})[1:-1]
         handles = self.shadow_handles if lane == "shadow" else self.handles
         key = CellKey(route.model, lane, arm, target.name)
         seat = Seat(target, key, fixed, tuple(handles[name] for name in target.upstreams))
@@ -227,8 +230,8 @@ def can_aggregate(body: Mapping[str, Any]) -> bool:
     )
 
 
-_digests: dict[bytes, str] = {}
-_NO_SAMPLING = digest_json({})
+_digests: Final[dict[bytes, str]] = {}
+_NO_SAMPLING: Final = digest_json({})
 
 
 def sampling_digest(body: dict[str, Any]) -> str | None:
@@ -239,7 +242,7 @@ def sampling_digest(body: dict[str, Any]) -> str | None:
     values = {name: value for name, value in body.items() if name in _SAMPLING}
     if not values:
         return _NO_SAMPLING
-    key = orjson.dumps(values, option=orjson.OPT_SORT_KEYS)
+    key = _dumps(values, option=_SORTED)
     digest = _digests.get(key)
     if digest is None:
         try:

@@ -11,15 +11,17 @@ import math
 import time
 from email.utils import formatdate
 from http import HTTPStatus
-from typing import ClassVar, NamedTuple
+from typing import ClassVar, Final, NamedTuple
 
 import orjson
 
-JSON = b"application/json"
-EVENTS = b"text/event-stream; charset=utf-8"
+_time: Final = time.time
+
+JSON: Final = b"application/json"
+EVENTS: Final = b"text/event-stream; charset=utf-8"
 TEXT = b"text/plain; version=0.0.4; charset=utf-8"
 
-_STATUS_LINES = {
+_STATUS_LINES: Final = {
     status.value: f"HTTP/1.1 {status.value} {status.phrase}\r\n".encode() for status in HTTPStatus
 }
 
@@ -58,7 +60,7 @@ class _Date:
 
 def _date_line() -> bytes:
     # Made once a second: formatting a date costs as much as parsing a request.
-    second = int(time.time())
+    second = int(_time())
     if second != _Date.second:
         _Date.second, _Date.line = second, f"date: {formatdate(second, usegmt=True)}\r\n".encode()
     return _Date.line

@@ -11,7 +11,7 @@ from collections.abc import Callable
 from functools import partial
 from importlib import resources
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Any, Final, Literal, NamedTuple
 
 import orjson
 
@@ -28,6 +28,9 @@ from posttrain.serving.gateway.metrics import Gauge, exposition, labels, rss_byt
 from posttrain.serving.gateway.metrics_page import MetricsShelf
 from posttrain.serving.gateway.replies import ApiError
 from posttrain.serving.gateway.server import Request, ServerConnection
+
+_dumps: Final = orjson.dumps
+_loads: Final = orjson.loads
 
 _BREAKER_STATES = {"closed": 0.0, "half-open": 1.0, "open": 2.0}
 Handler = Callable[[ServerConnection, Request], None]
@@ -110,7 +113,7 @@ class Routes:
     def _generate(self, endpoint: Endpoint, connection: ServerConnection, request: Request) -> None:
         context, headers = self._context, request.headers
         try:
-            body = orjson.loads(request.body)
+            body = _loads(request.body)
         except ValueError:
             self._refuse(connection, request, _bad_json(request))
             return
@@ -143,22 +146,18 @@ class Routes:
         context, principal = self._context, request.principal
         tenant = None if principal is None else context.pseudonyms.of("tenant", principal.tenant)
         try:
-            row = feedback_row(orjson.loads(request.body), tenant, context.clock.now_ms())
+            row = feedback_row(_loads(request.body), tenant, context.clock.now_ms())
         except ValueError:
             self._refuse(connection, request, _bad_json(request))
             return
         except BadFeedback as bad:
             self._refuse(connection, request, bad.error)
             return
-        position = context.log.write(orjson.dumps(row))
-        if position is None:
-            self._refuse(connection, request, replies.log_full())
-            return
-        context.metrics.feedback += 1
-        answer = orjson.dumps({"id": row["id"], "object": "feedback", "request_id": row["of"]})
-        context.log.settle(position, partial(self._thank, connection, request, answer))
+        answer = _dumps({"id": row["id"], "object": "feedback", "request_id": row["of"]})
+        context.log.put(_dumps(row), partial(self._thank, connection, request, answer))
 
     def _thank(self, connection: ServerConnection, request: Request, answer: bytes, kept: bool) -> None:
+        self._context.metrics.feedback += kept
         if connection.is_answering(request):
             if kept:
                 connection.reply(request, 200, answer)
@@ -168,7 +167,7 @@ class Routes:
     def _models(self, connection: ServerConnection, request: Request) -> None:
         plan, principal = self._context.plan, request.principal
         data = [_model(name, plan.created) for name in plan.routes if self._allows(principal, name)]
-        connection.reply(request, 200, orjson.dumps({"object": "list", "data": data}))
+        connection.reply(request, 200, _dumps({"object": "list", "data": data}))
 
     def _model(self, connection: ServerConnection, request: Request) -> None:
         plan, principal = self._context.plan, request.principal
@@ -176,7 +175,7 @@ class Routes:
         if name not in plan.routes or not self._allows(principal, name):
             self._refuse(connection, request, replies.unknown_model(name))
         else:
-            connection.reply(request, 200, orjson.dumps(_model(name, plan.created)))
+            connection.reply(request, 200, _dumps(_model(name, plan.created)))
 
     def _health(self, connection: ServerConnection, request: Request) -> None:
         context = self._context
@@ -194,7 +193,7 @@ class Routes:
         refuses = log.failing is not None and log.refuses
         if refuses:
             says["status"] = "refusing"
-        connection.reply(request, 503 if self.draining or refuses else 200, orjson.dumps(says))
+        connection.reply(request, 503 if self.draining or refuses else 200, _dumps(says))
 
     def _metrics(self, connection: ServerConnection, request: Request) -> None:
         page = self.metrics_page()

@@ -2,12 +2,17 @@
 
 Here: writing them under the policy for a full disk, waiting for the disk under ``strict``. Not here: what is in them
 (``exchange``, ``shadow``, ``feedback``), files (``traffic.segments``).
+
+All rows of one turn of the loop are one write, before anything that waits for one of them goes on: under load a turn
+has a dozen.
 """
 
 from __future__ import annotations
 
+import asyncio
+import logging
 from collections.abc import Callable
-from typing import Any
+from typing import Any, Final
 
 import orjson
 
@@ -16,15 +21,22 @@ from posttrain.serving.errors import TrafficLogError
 from posttrain.serving.gateway.metrics import Metrics
 from posttrain.serving.traffic.segments import SegmentWriter
 
+Kept = Callable[[bool], None]
+"""Told True when the row is as safe as configured, False when that cannot be promised."""
+
 _SALT = "content"
-_WHITE = tuple(b"\n\r\t")
+_WHITE: Final = tuple(b"\n\r\t")
 """Numbers, which bytes are searched for at once; what is itself bytes only after an exception."""
+_log = logging.getLogger(__name__)
 
 
 class RowLog:
-    """The log as the hot path sees it."""
+    """The log as the hot path sees it. Made and used in one running event loop."""
 
     def __init__(self, writer: SegmentWriter, metrics: Metrics) -> None:
+        self._loop = asyncio.get_running_loop()
+        self._rows: list[tuple[bytes, Kept, bool]] = []
+        """Of this turn of the loop: the row, who waits for it, whether it waits for the disk, too."""
         self._writer = writer
         self._metrics = metrics
         self._strict = writer.strict
@@ -35,25 +47,60 @@ class RowLog:
         self.failing: str | None = None
         """Why the last row could not be written."""
 
-    def write(self, row: bytes) -> int | None:
-        """Append a row: its position; 0 where it is lost and that is allowed; None where it must not be lost."""
+    def put(self, row: bytes, then: Kept, *, on_disk: bool = True) -> None:
+        """Write a row and go on, never from within this call; rows are written in the order of the calls.
+
+        Args:
+            row: One JSON object.
+            then: Told True also where the row is lost and that is allowed.
+            on_disk: Whether to wait for the disk where answers do (``strict``).
+        """
+        if not self._rows:
+            self._loop.call_soon(self.flush)
+        self._rows.append((row, then, on_disk))
+
+    def flush(self) -> None:
+        """Write what was put, now."""
+        rows, self._rows = self._rows, []
+        if not rows:
+            return
+        try:
+            written = self._writer.append_all([row for row, _, _ in rows])
+            position = self._writer.position
+            self.failing = None
+        except TrafficLogError:
+            written = position = 0
+        for _, then, on_disk in rows[:written]:
+            self._go_on(then, position if on_disk else 0)
+        # Each for itself: one may be too long, or fit where two do not.
+        for row, then, on_disk in rows[written:]:
+            self._put_alone(row, then, on_disk)
+
+    def _put_alone(self, row: bytes, then: Kept, on_disk: bool) -> None:
+        position = 0
         try:
             position = self._writer.append(row)
+            self.failing = None
         except TrafficLogError as error:
             self.failing = error.message
             if self.refuses:
-                return None
+                self._tell(then, False)
+                return
             self._metrics.lost_rows += 1
-            return 0
-        self.failing = None
-        return position
+        self._go_on(then, position if on_disk else 0)
 
-    def settle(self, position: int, then: Callable[[bool], None]) -> None:
-        """Go on once a row is as safe as configured; False: it can no longer be promised."""
+    def _go_on(self, then: Kept, position: int) -> None:
+        """Now, or once everything up to this position is on the disk."""
         if self._strict and position:
             self._writer.on_synced(position, then)
         else:
-            then(True)
+            self._tell(then, True)
+
+    def _tell(self, then: Kept, kept: bool) -> None:
+        try:
+            then(kept)
+        except Exception:  # the other rows of this turn are waited for, too
+            _log.exception("gateway: a fault of ours after a row was written")
 
     def content_of(self, unit: str) -> str:
         """Whether content is kept: ``full``, ``sampled-out`` or ``off``."""
@@ -67,7 +114,7 @@ class RowLog:
         return self._writer.backlog_bytes
 
     def close(self) -> None:
-        """Everything on the disk, the segment sealed."""
+        """Everything that was written on the disk, the segment sealed. From any thread, after a last flush."""
         self._writer.close()
 
 

@@ -15,7 +15,7 @@ from __future__ import annotations
 import logging
 import time
 from collections import deque
-from typing import Any, Protocol
+from typing import Any, Final, Protocol
 
 import httptools
 
@@ -25,11 +25,13 @@ from posttrain.serving.gateway.config import LimitsConfig
 from posttrain.serving.gateway.replies import ApiError
 from posttrain.serving.gateway.wire import Wire, never
 
+_monotonic: Final = time.monotonic
+
 _log = logging.getLogger(__name__)
 _KEEP_READING = 16
 """Pipelined requests that are taken in while one is being answered; more wait in the socket."""
 _LINGER_SECONDS = 2.0
-_ONCE = frozenset({b"host", b"authorization", b"content-type", b"x-request-id"})
+_ONCE: Final = frozenset({b"host", b"authorization", b"content-type", b"x-request-id"})
 
 
 class Request:
@@ -201,7 +203,7 @@ class ServerConnection(Wire):
             transport.abort()
             return
         self.door.connections.add(self)
-        self.deadline = time.monotonic() + self.door.header_seconds
+        self.deadline = _monotonic() + self.door.header_seconds
 
     def connection_lost(self, exc: Exception | None) -> None:
         """Part of the protocol."""
@@ -214,7 +216,7 @@ class ServerConnection(Wire):
 
     def pause_writing(self) -> None:
         """Part of the protocol."""
-        self.write_deadline = time.monotonic() + self.door.limits.write_seconds
+        self.write_deadline = _monotonic() + self.door.limits.write_seconds
         if self.active is not None:
             self.active.client_slow(True)
 
@@ -228,7 +230,7 @@ class ServerConnection(Wire):
         """Part of the protocol."""
         if self._no_input:
             return
-        self._now = time.monotonic()
+        self._now = _monotonic()
         if self._in_head or not self._in_message:
             # Counted before the parser has it: it hands over a header only when that is whole.
             self._head_bytes += len(data)
@@ -513,7 +515,7 @@ class ServerConnection(Wire):
             self._paused = False
             self.transport.resume_reading()
         if not self._in_message:
-            self.deadline = time.monotonic() + self.door.keep_alive_seconds
+            self.deadline = _monotonic() + self.door.keep_alive_seconds
         self._continue()
 
     def _answered(self, request: Request) -> None:
@@ -533,7 +535,7 @@ class ServerConnection(Wire):
             return
         if transport.can_write_eof():
             self._lingering = True
-            self.deadline = time.monotonic() + _LINGER_SECONDS
+            self.deadline = _monotonic() + _LINGER_SECONDS
             if self._paused:
                 self._paused = False
                 transport.resume_reading()

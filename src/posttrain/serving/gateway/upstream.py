@@ -18,7 +18,7 @@ import os
 import ssl
 import time
 from collections import deque
-from typing import Literal, TypeAlias
+from typing import Final, Literal, TypeAlias
 from urllib.parse import urlsplit
 
 import httptools
@@ -27,6 +27,8 @@ from posttrain.serving.gateway.breaker import Breaker
 from posttrain.serving.gateway.config import BreakerConfig
 from posttrain.serving.gateway.wire import Wire, never
 from posttrain.serving.records import Upstream
+
+_monotonic: Final = time.monotonic
 
 Failure: TypeAlias = Literal["connect", "slow", "cut", "garbage"]
 """``connect``: no connection. ``slow``: a time-out. ``cut``: the connection ended before the answer did. ``garbage``:
@@ -130,7 +132,7 @@ class UpstreamConnection(Wire):
             self.deadline = never
             self.transport.pause_reading()
         else:
-            self.deadline = time.monotonic() + self.pool.idle_seconds
+            self.deadline = _monotonic() + self.pool.idle_seconds
             self.transport.resume_reading()
 
     def drop(self) -> None:
@@ -169,7 +171,7 @@ class UpstreamConnection(Wire):
             return
         self._begun = True
         if not self._paused:
-            self.deadline = time.monotonic() + self.pool.idle_seconds
+            self.deadline = _monotonic() + self.pool.idle_seconds
         try:
             self._parser.feed_data(data)
         except httptools.HttpParserCallbackError:
@@ -269,7 +271,7 @@ class Pool:
     def submit(self, call: Call, *, fresh: bool = False) -> None:
         """Send a call on an idle connection, or as soon as one is there."""
         if call.call_deadline == never:
-            call.call_deadline = time.monotonic() + self.first_byte_seconds
+            call.call_deadline = _monotonic() + self.first_byte_seconds
         while self.idle and not fresh:
             connection = self.idle.pop()
             if not connection.transport.is_closing():
@@ -303,7 +305,7 @@ class Pool:
         elif self.retired:
             connection.transport.close()
         else:
-            connection.idle_since = time.monotonic()
+            connection.idle_since = _monotonic()
             self.idle.append(connection)
 
     def lost(self, connection: UpstreamConnection) -> None:

@@ -8,9 +8,9 @@ arrives must be ``bytes``, as it is from uvloop, asyncio and httptools: compiled
 from __future__ import annotations
 
 import asyncio
-from typing import Any, cast
+from typing import Any, Final, cast
 
-never = float("inf")
+never: Final = float("inf")
 """A deadline that is none."""
 
 

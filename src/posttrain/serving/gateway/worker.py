@@ -186,6 +186,7 @@ class Worker:
             handle.pool.close()
         with contextlib.suppress(Exception):
             await server.wait_closed()
+        context.log.flush()
         await asyncio.get_running_loop().run_in_executor(None, context.log.close)
 
     # -- inside -----------------------------------------------------------------------------------

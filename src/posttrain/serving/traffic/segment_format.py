@@ -23,7 +23,7 @@ import struct
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
-from typing import Any, BinaryIO, NamedTuple
+from typing import Any, BinaryIO, Final, NamedTuple
 
 try:
     from isal.isal_zlib import crc32
@@ -32,7 +32,8 @@ except ImportError:  # the same checksum, at an eighth of the speed
 
 MAGIC = b"PTTLOG1\n"
 HEAD = struct.Struct("<II")
-MAX_PAYLOAD_BYTES = 256 << 20
+_pack: Final = HEAD.pack
+MAX_PAYLOAD_BYTES: Final = 256 << 20
 """Small enough that the highest byte of a length is never a byte of JSON text."""
 SUFFIX = ".seg"
 
@@ -108,7 +109,7 @@ class Seal:
 def encode(payload: bytes) -> bytes:
     """A record."""
     size = len(payload)
-    return HEAD.pack(size, crc32(payload, size)) + payload
+    return _pack(size, crc32(payload, size)) + payload
 
 
 def parse_name(name: str) -> SegmentName | None:

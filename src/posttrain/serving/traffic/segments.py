@@ -3,8 +3,8 @@
 Here: ``SegmentWriter``. Not here: the bytes of a file and reading them (``segment_format``; ``read_segment`` is named
 here, too), who reads (``indexer``, ``follow``).
 
-``append`` gives the row to the kernel before it returns. From then on the row outlives this process; it outlives a
-power cut once a sync has passed it, which a thread does for all rows that came meanwhile.
+``append`` gives rows to the kernel before it returns. From then on they outlive this process; they outlive a power cut
+once a sync has passed them, which a thread does for all rows that came meanwhile.
 
 Covered: SIGKILL at any instant; a disk that fills (nothing half-written stays, and appending works again when there is
 space); a sync that fails (the rows are written again to a new segment, and whoever waits is told the truth). Not
@@ -148,30 +148,48 @@ class SegmentWriter:
 
     def append(self, row: bytes) -> int:
         """Write one JSON object; returns its position. Raises TrafficLogError, and then nothing was written."""
-        size = len(row)
-        record = encode(row)
+        self.append_all([row])
+        return self.position
+
+    def append_all(self, rows: list[bytes]) -> int:
+        """Write JSON objects at once; how many of them, the first ones, were written: all but where space ends.
+
+        Raises TrafficLogError, and then nothing was written: no space even for the first, one too long, the writer
+        closed, a disk that does not keep up.
+        """
+        for row in rows:
+            if len(row) > MAX_PAYLOAD_BYTES:
+                raise TrafficLogError(
+                    f"a row of the traffic log has at most {MAX_PAYLOAD_BYTES} bytes, this has {len(row)}"
+                )
+        records = [encode(row) for row in rows]
+        data = records[0] if len(records) == 1 else b"".join(records)
         with self._lock:
             segment = self._segment
             if (
                 segment.size >= self._segment_bytes
                 or self.position - self.synced > self._backlog_bytes
-                or size > MAX_PAYLOAD_BYTES
                 or self._closed
             ):
-                segment = self._make_room(size)
+                segment = self._make_room()
             try:
-                written = os.write(segment.descriptor, record)
+                written = os.write(segment.descriptor, data)
             except OSError as error:
                 raise self._undo(segment, error) from error
-            if written != len(record):
-                raise self._undo(segment, None)
+            count = len(records)
+            if written != len(data):
+                count, written = _whole(records, written)
             segment.size += written
-            segment.rows += 1
+            segment.rows += count
             self.position += written
+            if written != len(data):
+                full = self._undo(segment, None)
+                if not count:
+                    raise full
             if self._asleep:
                 self._asleep = False
                 self._wake.set()
-            return self.position
+            return count
 
     def attach(self, loop: asyncio.AbstractEventLoop) -> None:
         """Callbacks run on this loop; without it, on the loop that :meth:`on_synced` is called in."""
@@ -221,14 +239,10 @@ class SegmentWriter:
 
     # -- beneath it, with the lock held -----------------------------------------------------------
 
-    def _make_room(self, size: int) -> _Segment:
-        """The segment to write to, for what is not an ordinary row to an ordinary segment."""
+    def _make_room(self) -> _Segment:
+        """The segment to write to, where it is not just the one at hand."""
         if self._closed:
             raise TrafficLogError("the traffic log is closed")
-        if size > MAX_PAYLOAD_BYTES:
-            raise TrafficLogError(
-                f"a row of the traffic log has at most {MAX_PAYLOAD_BYTES} bytes, this has {size}"
-            )
         if self.backlog_bytes > self._backlog_bytes:
             raise TrafficLogError(
                 f"the disk of {self.folder} does not keep up: {self.backlog_bytes} bytes of the log wait for it",
@@ -269,7 +283,7 @@ class SegmentWriter:
         return _Segment(name, path, descriptor, len(start), time.monotonic())
 
     def _undo(self, segment: _Segment, error: OSError | None) -> TrafficLogError:
-        """Take a half-written record away; where even that fails, go on in another file."""
+        """Take what is half-written behind the segment's last record away; where even that fails, go on in another."""
         try:
             os.ftruncate(segment.descriptor, segment.size)
         except OSError:
@@ -480,6 +494,15 @@ def _read_back(segment: _Segment, end: int) -> None:
             break
         segment.hasher.update(part)
         segment.hashed += len(part)
+
+
+def _whole(records: list[bytes], written: int) -> tuple[int, int]:
+    """How many records the first ``written`` bytes hold, and their bytes: readers may have seen those already."""
+    count = size = 0
+    while size + len(records[count]) <= written:
+        size += len(records[count])
+        count += 1
+    return count, size
 
 
 def _call_all(callbacks: list[Synced], kept: bool) -> None:
