@@ -13,11 +13,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from posttrain.serving.errors import TrafficLogError
+from posttrain.serving.traffic.audit import check_segment
 from posttrain.serving.traffic.config import TrafficConfig
 from posttrain.serving.traffic.segment_format import (
     MAGIC,
     CorruptRange,
     SegmentHeader,
+    SegmentName,
     encode,
     list_segments,
     parse_name,
@@ -57,6 +59,19 @@ def test_a_seal_is_the_digest_of_what_stands_before_it(tmp_path: Path) -> None:
     end = [found.next_offset for found in reader][-1]
     assert reader.seal is not None
     assert reader.seal.sha256 == hashlib.sha256(data[:end]).hexdigest()
+
+
+def test_what_the_disk_changed_before_the_seal_is_seen(tmp_path: Path) -> None:
+    """Even where its own checksum is right: the digest is of what was written, not of what is read."""
+    writer = SegmentWriter(tmp_path, owner="w0")
+    first, second = row(1, text="yes"), row(1, text="no ")
+    writer.append(first)
+    start = writer.path.read_bytes().index(encode(first))
+    with writer.path.open("r+b") as stream:
+        stream.seek(start)
+        stream.write(encode(second))
+    writer.close()
+    assert check_segment(tmp_path, SegmentName("w0", 1), final=True).problem == "it is not what was sealed"
 
 
 def test_reading_goes_on_where_it_stopped(tmp_path: Path) -> None:

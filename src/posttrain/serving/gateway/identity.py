@@ -28,6 +28,7 @@ _TENANT_DIGITS = 16
 _SANE_SLICE = re.compile(r"[A-Za-z0-9][A-Za-z0-9._:/=+-]{0,63}")
 _MAX_SLICES = 16
 _REMEMBERED = 65_536
+_HEX: Final = [b"%03x" % number for number in range(4096)]
 
 
 class RequestIds:
@@ -41,14 +42,20 @@ class RequestIds:
 
     def __init__(self, clock: MonotonicWallClock) -> None:
         self._clock = clock
+        self._ms = 0
+        self._time = b""
+        """The last id's time, written out: formatting it costs more than the rest of an id."""
         self._count = 0
         self._suffix = os.urandom(6).hex().encode()
         self._seen: OrderedDict[bytes, None] = OrderedDict()
 
     def make(self) -> bytes:
         """A new one."""
-        self._count = (self._count + 1) & 0xFFFFFF
-        return b"%012x-%06x-%b" % (self._clock.now_ms(), self._count, self._suffix)
+        self._count = count = (self._count + 1) & 0xFFFFFF
+        now = self._clock.now_ms()
+        if now != self._ms:
+            self._ms, self._time = now, b"%012x" % now
+        return b"%b-%b%b-%b" % (self._time, _HEX[count >> 12], _HEX[count & 0xFFF], self._suffix)
 
     def choose(self, given: bytes | None, tenant: str | None = None) -> bytes:
         """The client's, else a new one; ``tenant`` is a pseudonym."""

@@ -77,9 +77,9 @@ class _Segment:
     name: SegmentName
     path: Path
     descriptor: int
-    size: int
-    """Bytes that hold whole records."""
     opened: float
+    size: int = 0
+    """Bytes that hold whole records."""
     synced: int = 0
     """Bytes that are on the disk."""
     rows: int = 0
@@ -88,9 +88,13 @@ class _Segment:
     failed: bool = False
     """Whether a sync failed: a later one that succeeds means nothing."""
     hasher: Any = field(default_factory=hashlib.sha256)
-    """A digest of the file so far, as ``hashlib`` makes it."""
-    hashed: int = 0
-    """Bytes that the digest has seen."""
+    """The digest of those bytes as they were meant, so that a seal tells what the disk changed."""
+
+    def wrote(self, data: bytes, rows: int) -> None:
+        """So much more is in the file."""
+        self.hasher.update(data)
+        self.size += len(data)
+        self.rows += rows
 
 
 class _Waiter(NamedTuple):
@@ -177,12 +181,13 @@ class SegmentWriter:
             except OSError as error:
                 raise self._undo(segment, error) from error
             count = len(records)
-            if written != len(data):
+            cut = written != len(data)
+            if cut:
                 count, written = _whole(records, written)
-            segment.size += written
-            segment.rows += count
+                data = data[:written]
+            segment.wrote(data, count)
             self.position += written
-            if written != len(data):
+            if cut:
                 full = self._undo(segment, None)
                 if not count:
                     raise full
@@ -280,7 +285,9 @@ class SegmentWriter:
                 raise
         except OSError as error:
             raise self._explain(error) from error
-        return _Segment(name, path, descriptor, len(start), time.monotonic())
+        segment = _Segment(name, path, descriptor, time.monotonic())
+        segment.wrote(start, 0)
+        return segment
 
     def _undo(self, segment: _Segment, error: OSError | None) -> TrafficLogError:
         """Take what is half-written behind the segment's last record away; where even that fails, go on in another."""
@@ -361,8 +368,6 @@ class SegmentWriter:
                 self._broken = False
                 self.synced = target
                 self._tell(target, kept=True)
-                with contextlib.suppress(OSError):  # read again when it is sealed
-                    _read_back(current, current.synced)
                 return
             if not self._write_again(failed):
                 break
@@ -391,7 +396,6 @@ class SegmentWriter:
         if segment.failed:
             return False
         try:
-            _read_back(segment, segment.size)
             seal = encode(Seal(segment.rows, segment.hasher.hexdigest(), closed).payload())
             sealed = os.write(segment.descriptor, seal) == len(seal)
         except OSError:
@@ -444,8 +448,7 @@ class SegmentWriter:
             if os.write(target.descriptor, record) != len(record):
                 os.ftruncate(target.descriptor, target.size)
                 raise _full(self.folder)
-            target.size += len(record)
-            target.rows += 1
+            target.wrote(record, 1)
             rows += 1
         _log.error("traffic log: %d rows of %s were written again to %s", rows, segment.name, target.name)
         return not reader.corrupt and reader.offset >= segment.size
@@ -481,19 +484,6 @@ def rotation_is_pending(folder: Path, owner: str) -> bool:
 
 def _rotation_path(folder: Path, owner: str) -> Path:
     return folder / f"{owner}.rotate"
-
-
-def _read_back(segment: _Segment, end: int) -> None:
-    """Take up to ``end`` into the digest: what is sealed is what the file says, not what was meant.
-
-    After every sync, a little at a time, so that sealing a segment keeps no processor from answering.
-    """
-    while segment.hashed < end:
-        part = os.pread(segment.descriptor, min(1 << 20, end - segment.hashed), segment.hashed)
-        if not part:
-            break
-        segment.hasher.update(part)
-        segment.hashed += len(part)
 
 
 def _whole(records: list[bytes], written: int) -> tuple[int, int]:
