@@ -27,7 +27,7 @@ def said(reply: Reply) -> str:
     events = [reply.json()] if reply.headers["content-type"] == "application/json" else reply.events
     text = ""
     for event in events:
-        for choice in event["choices"] if isinstance(event, dict) else []:
+        for choice in (event["choices"] or []) if isinstance(event, dict) else []:
             message = choice.get("message") or choice.get("delta") or choice
             text += message.get("content") or message.get("text") or ""
     return text
@@ -79,6 +79,23 @@ def test_personal_data_is_redacted_on_every_route(
             assert audit["left_before_scan"] == (mode == "audit")
             assert "example.org" not in json.dumps(audit)
             assert end["prompt_tokens"] == 7 and not any(e.get("usage") for e in events)
+
+    run(test)
+
+
+@pytest.mark.parametrize("choices", [None, []])
+def test_an_event_of_usage_alone_may_have_no_choices(tmp_path: Path, choices: Any) -> None:
+    async def test() -> None:
+        async with world(tmp_path, guardrails=rules({"kind": "personal_data"})) as place:
+            events = [
+                {"choices": [{"index": 0, "delta": {"content": TEXT}, "finish_reason": "stop"}]},
+                {"choices": choices, "usage": {"prompt_tokens": 7, "completion_tokens": 5}},
+            ]
+            asked = chat(stream=True, stream_options={"include_usage": True}, mock={"events": events})
+            reply = await place.ask(asked)
+            assert said(reply) == CLEAN
+            assert reply.events[-1] == events[-1]
+            assert place.rows("end")[0]["completion_tokens"] == 5
 
     run(test)
 

@@ -322,15 +322,20 @@ def test_random_fields(hostile_place: World, said: dict[str, object], path: str,
     assert statuses(got)[0] in ((200, 400, 413) if valid else (200, 400, 404, 413)), got
 
 
-answers = st.dictionaries(
-    st.sampled_from(
-        ["choices", "usage", "error", "index", "message", "delta", "text", "content", "role", "finish_reason",
-         "tool_calls", "function", "arguments", "name", "id", "logprobs", "prompt_tokens", "prompt_tokens_details",
-         "reasoning_content"]
-    ),
-    st.deferred(lambda: answers | st.lists(answers, max_size=2) | json_values),
-    max_size=5,
+members = st.sampled_from(
+    ["choices", "usage", "error", "index", "message", "delta", "text", "content", "role", "finish_reason",
+     "tool_calls", "function", "arguments", "name", "id", "logprobs", "prompt_tokens", "prompt_tokens_details",
+     "reasoning_content"]
 )  # fmt: skip
+answers = st.dictionaries(
+    members,
+    st.recursive(
+        json_values,
+        lambda inner: st.dictionaries(members, inner, max_size=4) | st.lists(inner, max_size=2),
+        max_leaves=10,
+    ),
+    max_size=5,
+)
 
 
 def is_json(value: object) -> bool:
@@ -360,12 +365,14 @@ def test_random_answers_of_upstreams(
     place = guarded_place if guarded else hostile_place
     # Infinities are no JSON: an answer may hold them, this test's own request may not.
     how = {"raw": json.dumps(answer), "events": events if is_json(events) else []}
+    body = json.dumps(chat(mock=how, stream=stream)).encode()
     client = socket.create_connection(("127.0.0.1", place.worker.port))
     with client:
         client.settimeout(10)
-        client.sendall(request_bytes(chat(mock=how, stream=stream), headers={"connection": "close"}))
+        client.sendall(request_bytes(body, headers={"connection": "close"}))
         got = read_all(client)
-    assert statuses(got)[:1] in ([200], [502], [503]), got
+    too_long = len(body) > LIMITS.max_body_bytes
+    assert statuses(got)[:1] in ([[413]] if too_long else [[200], [502], [503]]), got
 
 
 @fuzz

@@ -2,7 +2,8 @@
 
 Here: the life of a request: a place, a ``begin`` row, upstreams in order, the answer, an ``end`` row, and only then the
 answer's last byte. Not here: reading requests (``routes``), connections (``server``, ``upstream``), what answers say
-(``events``). It runs inside the arrival of bytes, without a task of its own.
+(``events``). It runs inside the arrival of bytes, and goes on when rows are written (``rowlog``), without a task of its
+own.
 
 Nothing is sent to another upstream once a byte of an answer has gone out to the client.
 """

@@ -135,7 +135,7 @@ class AnswerGuard:
             if blocked:
                 filtered.add(index)
         for event in self._later:
-            for choice in event.get("choices", ()):
+            for choice in event.get("choices") or ():  # of usage alone it may be null
                 if (choice.get("index") or 0) in filtered:
                     choice["finish_reason"] = FILTERED
         return [*tails, *self._later]
