@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+import io
 import json
 import os
 import time
 from pathlib import Path
+from typing import BinaryIO, cast
 
 import pytest
 from hypothesis import given, settings
@@ -59,6 +61,41 @@ def test_a_seal_is_the_digest_of_what_stands_before_it(tmp_path: Path) -> None:
     end = [found.next_offset for found in reader][-1]
     assert reader.seal is not None
     assert reader.seal.sha256 == hashlib.sha256(data[:end]).hexdigest()
+
+
+class _Growing(io.FileIO):
+    """A file that is written on just after its end was seen."""
+
+    def __init__(self, path: Path, rest: bytes) -> None:
+        super().__init__(path, "rb")
+        self._path = path
+        self._rest = rest
+
+    def read(self, size: int | None = -1) -> bytes:
+        data = super().read(-1 if size is None else size) or b""
+        if not data and self._rest:
+            with self._path.open("ab") as stream:
+                stream.write(self._rest)
+            self._rest = b""
+        return data
+
+
+@pytest.mark.parametrize("seen", [1, 8, 30, -1])
+def test_a_row_that_is_half_there_when_it_is_looked_at_is_not_skipped(tmp_path: Path, seen: int) -> None:
+    """Nor taken for damage, where more rows follow by the time that the rest is read."""
+    writer = SegmentWriter(tmp_path, owner="w0")
+    for number in range(3):
+        writer.append(row(number))
+    writer.close()
+    path = tmp_path / str(SegmentName("w0", 1))
+    whole = path.read_bytes()
+    cut = whole.index(encode(row(1))) + (seen if seen > 0 else len(encode(row(1))) - 1)
+    path.write_bytes(whole[:cut])
+    reader = read_segment(path)
+    with _Growing(path, whole[cut:]) as stream:
+        found = [payload for _, payload in reader._records(cast(BinaryIO, stream))]
+    assert found[1:4] == [row(number) for number in range(3)]
+    assert (reader.corrupt, reader.torn_at, reader.offset) == ([], None, len(whole))
 
 
 def test_what_the_disk_changed_before_the_seal_is_seen(tmp_path: Path) -> None:

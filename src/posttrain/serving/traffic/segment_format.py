@@ -183,14 +183,17 @@ class SegmentReader:
                     return
                 record = _record_at(buffer, 0)
             if record is None:
-                # Not whole, or not right: only the rest of the file tells which.
-                buffer += stream.read()
-                at = _next_record(buffer, 1)
+                # Not whole, or not right: only the rest of the file tells which. What was there of it is read again:
+                # it may be whole by now, or another one that took its place when the disk was full.
+                stream.seek(self.offset)
+                buffer = stream.read()
+                at = _next_record(buffer, 0)
                 if at < 0:
                     self.torn_at = self.offset
                     return
-                self.corrupt.append(CorruptRange(self.offset, self.offset + at))
-                self.offset += at
+                if at > 0:
+                    self.corrupt.append(CorruptRange(self.offset, self.offset + at))
+                    self.offset += at
                 continue
             start = self.offset
             at += HEAD.size + len(record)
