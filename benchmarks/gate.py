@@ -208,7 +208,7 @@ def _theirs(
 
 def _compare(after: Any, before: Any, theirs: Any, faults: list[str]) -> None:
     """Far from 0 and 1 and with many cases, Tango's interval and a bootstrap of the mean say the same."""
-    from posttrain.evaluation.statistics import tango_interval
+    from posttrain.statistics.intervals import tango_interval
 
     gained, lost = int(np.count_nonzero(after & ~before)), int(np.count_nonzero(~after & before))
     ours = tango_interval(gained, lost, len(after))

@@ -236,8 +236,8 @@ def _mock(environment: Mapping[str, str]) -> Iterator[int]:
 
 @contextlib.contextmanager
 def _worker(name: str, folder: Path, mock: int, environment: Mapping[str, str]) -> Iterator[_Target]:
+    from posttrain.routing.records import Route, Snapshot, Target, Upstream
     from posttrain.serving.gateway.config import WorkerConfig
-    from posttrain.serving.records import Route, Snapshot, Target, Upstream
 
     config = WorkerConfig(name="bench", port=0, traffic_folder=str(folder / "log"))
     snapshot = Snapshot(
@@ -330,7 +330,7 @@ def _free_port() -> int:
 
 def _unlogged(target: _Target) -> list[str]:
     """Every request that was answered has its row."""
-    from posttrain.serving.traffic.segments import list_segments, read_segment
+    from posttrain.traffic.segments import list_segments, read_segment
 
     assert target.log is not None
     rows = sum(

@@ -201,9 +201,9 @@ def _faults(trace: Sequence[Asked], clients: Any, facts: Mapping[str, Any]) -> l
 
 def _log(traffic: Path) -> dict[str, Any]:
     """The log and the index of a gateway that has stopped."""
-    from posttrain.serving.traffic.audit import reconcile
-    from posttrain.serving.traffic.index import TrafficIndex
-    from posttrain.serving.traffic.indexer import index_once
+    from posttrain.traffic.audit import reconcile
+    from posttrain.traffic.index import TrafficIndex
+    from posttrain.traffic.indexer import index_once
 
     index = TrafficIndex.open(traffic)
     index_once(traffic, index)

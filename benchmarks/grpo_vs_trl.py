@@ -207,7 +207,7 @@ def _base(job: Mapping[str, Any]) -> dict[str, Any]:
     from posttrain.artifacts.store import ArtifactStore
     from posttrain.data.base_text import BaseTextConfig
     from posttrain.data.prompt_sources import PromptsConfig, WordProblemSource, run_prompts
-    from posttrain.training.pretrain_tiny import PretrainTinyConfig, run_pretrain_tiny
+    from posttrain.training.stages.pretrain_tiny import PretrainTinyConfig, run_pretrain_tiny
 
     shape, home = Shape(**job["shape"]), Path(job["home"])
     problems = WordProblemSource(max_steps=shape.chain, max_value=shape.max_value)
@@ -236,10 +236,10 @@ def _ours(job: Mapping[str, Any]) -> dict[str, Any]:
     import pyarrow.parquet
     import trl
 
-    from posttrain.training.grpo import GrpoConfig, run_grpo
     from posttrain.training.health import HealthConfig, Limit
     from posttrain.training.metrics import METRICS_FILE
     from posttrain.training.preflight import PreflightConfig
+    from posttrain.training.stages.grpo import GrpoConfig, run_grpo
 
     shape, home = Shape(**job["shape"]), Path(job["folder"])
     shutil.copytree(job["home"], home)

@@ -78,10 +78,10 @@ def _rates(pairs: Pairs) -> dict[str, Sequence[float]]:
 
 def _suite(count: int) -> Any:
     from posttrain.environments.records import Case
-    from posttrain.environments.slice_records import SliceSpec
-    from posttrain.environments.suite import SuiteSettings
-    from posttrain.environments.suite_build import build_from_slices
-    from posttrain.environments.suite_files import parse_suite
+    from posttrain.environments.suites.build import build_from_slices
+    from posttrain.environments.suites.files import parse_suite
+    from posttrain.environments.suites.slice_records import SliceSpec
+    from posttrain.environments.suites.suite import SuiteSettings
 
     cases = tuple(
         Case(f"sum-{n:06d}", "sums", ({"role": "user", "content": f"{n} + 1?"},), {"answer": str(n + 1)})
@@ -105,11 +105,11 @@ class _Instant:
 
 
 def _ours(suite: Any) -> Values:
-    from posttrain.evaluation._journal import Journal
-    from posttrain.evaluation.conversation import ChatPlayer
-    from posttrain.evaluation.suite_grading import grader_columns
-    from posttrain.evaluation.suite_report import Subject, make_report
-    from posttrain.evaluation.suite_runner import PlayPlan, play_suite
+    from posttrain.engines.conversation import ChatPlayer
+    from posttrain.evaluation.suites.grading import grader_columns
+    from posttrain.evaluation.suites.journal import Journal
+    from posttrain.evaluation.suites.report import Subject, make_report
+    from posttrain.evaluation.suites.runner import PlayPlan, play_suite
 
     reports: list[Any] = []
 

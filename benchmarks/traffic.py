@@ -113,10 +113,10 @@ def _rows(count: int) -> list[bytes]:
 
 
 def _ours(folder: Path, rows: list[bytes], faults: list[str], facts: dict[str, float]) -> Values:
-    from posttrain.serving.traffic.config import TrafficConfig
-    from posttrain.serving.traffic.index import TrafficIndex
-    from posttrain.serving.traffic.indexer import Indexer
-    from posttrain.serving.traffic.segments import SegmentWriter, list_segments
+    from posttrain.traffic.config import TrafficConfig
+    from posttrain.traffic.index import TrafficIndex
+    from posttrain.traffic.indexer import Indexer
+    from posttrain.traffic.segments import SegmentWriter, list_segments
 
     config = TrafficConfig(segment_bytes=16 << 20, backlog_bytes=1 << 30)
 
@@ -141,8 +141,8 @@ def _ours(folder: Path, rows: list[bytes], faults: list[str], facts: dict[str, f
 
 def _waits(folder: Path, rows: list[bytes]) -> list[float]:
     """Seconds from a row's append to the end of the sync that has it, seen every half a millisecond."""
-    from posttrain.serving.traffic.config import TrafficConfig
-    from posttrain.serving.traffic.segments import SegmentWriter
+    from posttrain.traffic.config import TrafficConfig
+    from posttrain.traffic.segments import SegmentWriter
 
     writer = SegmentWriter(folder, owner="w0", config=TrafficConfig())
     waiting: deque[tuple[int, float]] = deque()

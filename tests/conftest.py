@@ -1,4 +1,4 @@
-"""Fixtures for every test: a registry URL, once on SQLite and once on a real PostgreSQL server."""
+"""Fixtures of several rooms: a registry URL on SQLite and on a real PostgreSQL server, a fast folder, running engines."""
 
 from __future__ import annotations
 
@@ -14,10 +14,14 @@ import tempfile
 import time
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 from uuid import uuid4
 
 import pytest
+
+if TYPE_CHECKING:
+    from posttrain.engines.drivers.server_driver import ServerDriver
+    from tests.engines.drivers_world import World
 
 if os.environ.get("POSTTRAIN_TEST_COMPILED"):  # before a test imports what may be compiled
     from posttrain.serving.gateway.compiled import use_compiled
@@ -150,3 +154,61 @@ def registry_url(request: pytest.FixtureRequest, tmp_path: Path) -> str:
         return f"sqlite:///{tmp_path / 'registry.sqlite'}"
     server: PostgresServer = request.getfixturevalue("postgres_server")
     return server.new_url()
+
+
+@pytest.fixture
+def fast_folder() -> Iterator[Path]:
+    """A folder in memory where the system has one: for tests that do the same work a hundred times."""
+    memory = Path("/dev/shm")
+    usable = memory.is_dir() and os.access(memory, os.W_OK)
+    with tempfile.TemporaryDirectory(dir=memory if usable else None) as folder:
+        yield Path(folder)
+
+
+@pytest.fixture(scope="session")
+def drivers_world(tmp_path_factory: pytest.TempPathFactory) -> World:
+    """A tiny random model with strong adapters, and what they should say."""
+    for package in ("torch", "transformers", "peft", "httptools"):
+        pytest.importorskip(package)
+    from tests.engines.drivers_world import make_world
+
+    return make_world(tmp_path_factory.mktemp("drivers"))
+
+
+@pytest.fixture(scope="session")
+def drivers_transformers(
+    drivers_world: World, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[ServerDriver]:
+    """A running transformers engine without adapters; a test takes off what it loads."""
+    from posttrain.engines.drivers.records import TransformersConfig
+    from posttrain.engines.drivers.transformers import TransformersDriver
+
+    config = TransformersConfig(model="tiny", context_tokens=256, max_adapters=2)
+    driver = TransformersDriver(config, drivers_world.model, workdir=tmp_path_factory.mktemp("transformers"))
+    driver.start()
+    yield driver
+    driver.stop()
+
+
+@pytest.fixture(scope="session")
+def drivers_llama(drivers_world: World, tmp_path_factory: pytest.TempPathFactory) -> Iterator[ServerDriver]:
+    """A running llama.cpp engine without adapters; a test takes off what it loads."""
+    pytest.importorskip("xllamacpp")
+    pytest.importorskip("gguf")
+    from posttrain.engines.drivers.llama_cpp import LlamaCppDriver
+    from posttrain.engines.drivers.records import LlamaCppConfig
+
+    config = LlamaCppConfig(
+        model="tiny",
+        context_tokens=256,
+        max_adapters=2,
+        threads=1,
+        dtype="float32",
+        parallel=1,
+        deterministic=True,
+    )
+    place = tmp_path_factory.mktemp("llama_cpp")
+    driver = LlamaCppDriver(config, drivers_world.model, workdir=place, cache=place / "cache")
+    driver.start()
+    yield driver
+    driver.stop()

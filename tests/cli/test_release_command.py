@@ -10,7 +10,7 @@ import pytest
 
 from posttrain.artifacts.home import Home
 from posttrain.cli import main
-from tests.artifacts.release_world import (
+from tests.releases.release_world import (
     CONTRACT,
     Experiment,
     decide,

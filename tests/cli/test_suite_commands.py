@@ -12,11 +12,11 @@ from typing import Any
 import pytest
 
 from posttrain.cli import main
-from posttrain.environments.slices import SOURCES, build_slice
-from posttrain.environments.suite import SuiteSettings
-from posttrain.environments.suite_build import build_from_slices
-from posttrain.environments.suite_files import write_suite
-from posttrain.evaluation.frozen_code import frozen_code
+from posttrain.environments.suites.build import build_from_slices
+from posttrain.environments.suites.files import write_suite
+from posttrain.environments.suites.slices import SOURCES, build_slice
+from posttrain.environments.suites.suite import SuiteSettings
+from posttrain.evaluation.suites.frozen_code import frozen_code
 
 CASES = 4
 
@@ -90,8 +90,8 @@ def test_a_flipped_byte_is_found_and_named(folder: Path, tmp_path: Path, name: s
 
 def test_what_is_well_hashed_but_not_canonical_is_found_by_verify(folder: Path, tmp_path: Path) -> None:
     from posttrain.core.canonical import digest_bytes
-    from posttrain.environments.identity import identify
-    from posttrain.environments.suite_files import SUITE_FILE, _head, read_files
+    from posttrain.environments.suites.files import SUITE_FILE, _head, read_files
+    from posttrain.environments.suites.identity import identify
 
     files = read_files(folder / "suite")
     files["slices/math_basic/cases.jsonl"] = b"\n".join(

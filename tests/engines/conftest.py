@@ -40,7 +40,7 @@ def tiny_artifact(make_context: Callable[[str, dict[str, str]], StageContext]) -
     """The model artifact of ``pretrain_tiny`` after 100 small steps: other questions get other answers."""
     import torch
 
-    from posttrain.training.pretrain_tiny import PretrainTinyConfig, run_pretrain_tiny
+    from posttrain.training.stages.pretrain_tiny import PretrainTinyConfig, run_pretrain_tiny
 
     torch.set_num_threads(1)
     config = PretrainTinyConfig.model_validate(

@@ -25,7 +25,7 @@ from posttrain.engines.llama_cpp import LlamaCppEngine
 from posttrain.engines.model_folder import load_model, load_tokenizer, save_model
 from posttrain.engines.records import Completion, Sampling
 from posttrain.engines.transformers_engine import TransformersEngine
-from posttrain.training.export_gguf import ExportGgufConfig, run_export_gguf
+from posttrain.training.stages.export_gguf import ExportGgufConfig, run_export_gguf
 from posttrain.training.tiny_tokenizer import CONTROL_TOKENS, TAG_TOKENS
 from tests.engines.conftest import ADD_TOOL, conversations, learn_by_heart
 

@@ -14,7 +14,7 @@ from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
 
 from posttrain.engines.model_folder import save_model
-from posttrain.training.pretrain_tiny import PretrainTinyConfig
+from posttrain.training.stages.pretrain_tiny import PretrainTinyConfig
 from posttrain.training.tiny_tokenizer import CONTROL_TOKENS, TAG_TOKENS
 from tests.engines.conftest import ADD_TOOL, conversations, learn_by_heart
 

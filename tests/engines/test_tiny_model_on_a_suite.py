@@ -7,10 +7,10 @@ from pathlib import Path
 from typing import Any
 
 from posttrain.artifacts.stage import StageContext
-from posttrain.evaluation.evaluate_suite import EvaluateSuiteConfig, run_evaluate_suite
-from posttrain.evaluation.suite_proof import prove
-from posttrain.evaluation.suite_report import read_report
-from posttrain.evaluation.suite_stage import keep_files
+from posttrain.evaluation.suites.build import keep_files
+from posttrain.evaluation.suites.evaluate import EvaluateSuiteConfig, run_evaluate_suite
+from posttrain.evaluation.suites.proof import prove
+from posttrain.evaluation.suites.report import read_report
 from tests.evaluation.suite_world import small_files
 
 Make = Callable[[str, dict[str, str]], StageContext]

@@ -8,9 +8,9 @@ from pathlib import Path
 import pytest
 
 from posttrain.environments.sandbox import BACKENDS, Sandbox, SandboxConfig, why_not
-from posttrain.environments.suite import Suite
-from posttrain.environments.suite_build import build_from_slices
-from posttrain.environments.suite_files import parse_suite, write_suite
+from posttrain.environments.suites.build import build_from_slices
+from posttrain.environments.suites.files import parse_suite, write_suite
+from posttrain.environments.suites.suite import Suite
 from tests.environments.world import SETTINGS, small_slices
 
 SMALL = {"wall_seconds": 20, "cpu_seconds": 10, "memory_mib": 64, "folder_mib": 4, "file_mib": 2, "files": 64}

@@ -15,7 +15,7 @@ from collections.abc import Iterator
 import pytest
 
 from posttrain.core.clock import FixedClock, SystemClock
-from posttrain.environments.freeze import (
+from posttrain.environments.suites.freeze import (
     Endpoint,
     NetworkClosedError,
     closed_network,
@@ -101,7 +101,7 @@ def test_a_closed_process_reaches_nothing_and_its_children_neither(server: Endpo
     """Where the kernel gives it a namespace; elsewhere only Python's own sockets are closed."""
     program = (
         "import socket, subprocess, sys\n"
-        "from posttrain.environments.freeze import close_network\n"
+        "from posttrain.environments.suites.freeze import close_network\n"
         "print(close_network().how)\n"
         "address = ('127.0.0.1', int(sys.argv[1]))\n"
         "try:\n"

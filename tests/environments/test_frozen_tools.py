@@ -6,7 +6,7 @@ import json
 from typing import Any
 
 from posttrain.environments.records import ToolCall
-from posttrain.environments.suite import Suite
+from posttrain.environments.suites.suite import Suite
 from posttrain.environments.tools import BAD_ARGUMENTS, NOT_RECORDED, UNKNOWN_TOOL, FrozenTools, ToolAnswer
 
 OFFERED = ("lookup", "docs", "read", "now")

@@ -11,7 +11,7 @@ import pytest
 from posttrain.core.canonical import digest_json
 from posttrain.core.errors import DataError, UnknownReferenceError
 from posttrain.environments import Case, SliceSpec
-from posttrain.environments.policies import (
+from posttrain.environments.suites.policies import (
     CrashingPolicy,
     FluentButWrongPolicy,
     PerfectPolicy,
@@ -21,8 +21,8 @@ from posttrain.environments.policies import (
     build_policy,
     recorded,
 )
-from posttrain.environments.slices import SOURCES, build_slice
-from posttrain.environments.slices._parts import make_cases, user
+from posttrain.environments.suites.slices import SOURCES, build_slice
+from posttrain.environments.suites.slices._parts import make_cases, user
 from posttrain.evaluation.graders import SliceGraders
 
 NAMES = list(SOURCES)

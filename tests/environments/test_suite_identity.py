@@ -15,10 +15,10 @@ from hypothesis import strategies as st
 
 from posttrain.core.canonical import digest_bytes
 from posttrain.core.errors import ConfigError, DataError
-from posttrain.environments.identity import IDENTITY_SCHEME, Identity, identify, part_of
-from posttrain.environments.suite_build import build_from_folder, build_from_slices, change_settings
-from posttrain.environments.suite_diff import diff_suites
-from posttrain.environments.suite_files import SUITE_FILE, check_files, parse_suite, read_suite
+from posttrain.environments.suites.build import build_from_folder, build_from_slices, change_settings
+from posttrain.environments.suites.diff import diff_suites
+from posttrain.environments.suites.files import SUITE_FILE, check_files, parse_suite, read_suite
+from posttrain.environments.suites.identity import IDENTITY_SCHEME, Identity, identify, part_of
 from tests.environments.world import SETTINGS, small_slices
 
 Files = dict[str, bytes]

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from posttrain.environments.records import Case
-from posttrain.environments.slice_records import SliceSpec, ToolSpec, call_key
-from posttrain.environments.suite import SuiteSettings
+from posttrain.environments.suites.slice_records import SliceSpec, ToolSpec, call_key
+from posttrain.environments.suites.suite import SuiteSettings
 
 LOOKUP = ToolSpec(
     "lookup",

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from posttrain.evaluation.records import CaseRow
+from posttrain.evaluation.heldout.records import CaseRow
 
 MODEL = "sha256:" + "a" * 64
 OTHER_MODEL = "sha256:" + "b" * 64

@@ -12,17 +12,17 @@ from pathlib import Path
 from typing import Any
 
 from posttrain.engines.chat import ChatReply, ChatRequest, Turn, WrittenCall
+from posttrain.engines.conversation import ChatPlayer
 from posttrain.engines.records import Sampling
 from posttrain.environments.records import Case
-from posttrain.environments.slice_records import SliceSpec, ToolSpec, call_key
-from posttrain.environments.suite import Suite, SuiteSettings
-from posttrain.environments.suite_build import build_from_slices
-from posttrain.environments.suite_files import parse_suite
-from posttrain.evaluation._journal import Journal
-from posttrain.evaluation.conversation import ChatPlayer
-from posttrain.evaluation.frozen_code import frozen_code
-from posttrain.evaluation.suite_rows import SuiteRow, dump_lines
-from posttrain.evaluation.suite_runner import PlayPlan, play_suite
+from posttrain.environments.suites.build import build_from_slices
+from posttrain.environments.suites.files import parse_suite
+from posttrain.environments.suites.slice_records import SliceSpec, ToolSpec, call_key
+from posttrain.environments.suites.suite import Suite, SuiteSettings
+from posttrain.evaluation.suites.frozen_code import frozen_code
+from posttrain.evaluation.suites.journal import Journal
+from posttrain.evaluation.suites.rows import SuiteRow, dump_lines
+from posttrain.evaluation.suites.runner import PlayPlan, play_suite
 
 EXACT = {"kind": "exact", "name": "right", "expects": "answer"}
 

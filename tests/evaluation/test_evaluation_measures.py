@@ -9,8 +9,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from posttrain.core.errors import DataError
-from posttrain.evaluation import statistics
-from posttrain.evaluation.measures import MAX_SLICES_PER_TAG, MEASURES, compare, measure_info, measure_rows
+from posttrain.evaluation.heldout.measures import (
+    MAX_SLICES_PER_TAG,
+    MEASURES,
+    compare,
+    measure_info,
+    measure_rows,
+)
+from posttrain.statistics import intervals as statistics
 
 
 def measured(rows, **changes):

@@ -11,8 +11,8 @@ from hypothesis import strategies as st
 from pydantic import ValidationError
 
 from posttrain.core.errors import DataError, UnknownReferenceError
-from posttrain.evaluation.measures import compare, measure_rows
-from posttrain.evaluation.records import (
+from posttrain.evaluation.heldout.measures import compare, measure_rows
+from posttrain.evaluation.heldout.records import (
     CaseRow,
     Comparison,
     EvaluationReport,

@@ -26,7 +26,7 @@ def test_importing_the_room_loads_no_engine():
 
 def test_records_are_free_of_the_engines():
     program = (
-        "import sys, posttrain.evaluation.records;"
+        "import sys, posttrain.evaluation.heldout.records;"
         "print([m for m in ('scipy', 'matplotlib', 'jinja2', 'torch', 'numpy') if m in sys.modules])"
     )
     found = subprocess.run([sys.executable, "-c", program], capture_output=True, check=True, text=True)

@@ -13,7 +13,13 @@ from pathlib import Path
 
 import pytest
 
-from posttrain.evaluation.figures import MAX_OUTCOMES, MAX_POINTS, draw_outcomes, draw_training, smooth
+from posttrain.evaluation.heldout.figures import (
+    MAX_OUTCOMES,
+    MAX_POINTS,
+    draw_outcomes,
+    draw_training,
+    smooth,
+)
 
 LOG = [
     {
@@ -52,7 +58,7 @@ def test_a_training_log_gives_one_figure_a_quantity():
 def test_the_same_data_give_the_same_bytes_in_another_process(tmp_path):
     program = (
         "import hashlib, sys; sys.path.insert(0, sys.argv[1]); import test_figures as t;"
-        "from posttrain.evaluation.figures import *;"
+        "from posttrain.evaluation.heldout.figures import *;"
         "print(*[hashlib.sha256(d.svg.encode() + d.png).hexdigest()"
         " for d in [*draw_training(t.LOG), draw_outcomes(t.COUNTS)]])"
     )

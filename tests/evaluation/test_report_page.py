@@ -8,8 +8,8 @@ from html.parser import HTMLParser
 
 import pytest
 
-from posttrain.evaluation.measures import compare, measure_rows
-from posttrain.evaluation.report import (
+from posttrain.evaluation.heldout.measures import compare, measure_rows
+from posttrain.evaluation.heldout.report import (
     ModelRow,
     ReportData,
     pick_examples,
@@ -17,8 +17,8 @@ from posttrain.evaluation.report import (
     render_text,
     segments,
 )
-from posttrain.evaluation.summary import Preferred, headline, summary_table, visible
-from posttrain.evaluation.win_rate import win_rate
+from posttrain.evaluation.heldout.summary import Preferred, headline, summary_table, visible
+from posttrain.evaluation.heldout.win_rate import win_rate
 
 VOID = {"meta", "link", "br", "hr", "img", "input", "base", "wbr"}
 NASTY = "<think> 3 < 4 & 小明有5个 </think>\n<answer> 7 </answer><script>alert('x')</script>\x1b[31m\u202e"

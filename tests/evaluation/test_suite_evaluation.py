@@ -23,20 +23,20 @@ from posttrain.core.errors import ConfigError, DataError
 from posttrain.core.events import Event
 from posttrain.data.prompts import PROMPTS_FILE, PromptRow, to_jsonl
 from posttrain.environments.records import Answer
-from posttrain.environments.slices import SOURCES, build_slice
-from posttrain.environments.suite import SuiteSettings
-from posttrain.environments.suite_build import build_from_slices
-from posttrain.environments.suite_files import parse_suite, read_suite
-from posttrain.evaluation.evaluate_suite import EvaluateSuiteConfig, run_evaluate_suite
-from posttrain.evaluation.frozen_code import FROZEN_CODE, check_code, frozen_code
+from posttrain.environments.suites.build import build_from_slices
+from posttrain.environments.suites.files import parse_suite, read_suite
+from posttrain.environments.suites.slices import SOURCES, build_slice
+from posttrain.environments.suites.suite import SuiteSettings
 from posttrain.evaluation.outcomes import read_outcomes
-from posttrain.evaluation.scripted import policy_name, read_policy
-from posttrain.evaluation.suite_grading import SliceGrader, learned_graders
-from posttrain.evaluation.suite_proof import Proof, prove, render_proof
-from posttrain.evaluation.suite_report import SuiteReport, read_report
-from posttrain.evaluation.suite_rows import LINES_FILE, dump_lines, load_lines
-from posttrain.evaluation.suite_stage import STANDARD_CASES, SuiteConfig, keep_files, run_suite
-from posttrain.evaluation.suite_summary import error_kind, render_summary, summarise
+from posttrain.evaluation.suites.build import STANDARD_CASES, SuiteConfig, keep_files, run_suite
+from posttrain.evaluation.suites.evaluate import EvaluateSuiteConfig, run_evaluate_suite
+from posttrain.evaluation.suites.frozen_code import FROZEN_CODE, check_code, frozen_code
+from posttrain.evaluation.suites.grading import SliceGrader, learned_graders
+from posttrain.evaluation.suites.proof import Proof, prove, render_proof
+from posttrain.evaluation.suites.report import SuiteReport, read_report
+from posttrain.evaluation.suites.rows import LINES_FILE, dump_lines, load_lines
+from posttrain.evaluation.suites.scripted import policy_name, read_policy
+from posttrain.evaluation.suites.summary import error_kind, render_summary, summarise
 from tests.evaluation.suite_world import EXACT, Clerk, by_case, play, small_files, small_suite
 
 CASES = 6
@@ -217,11 +217,11 @@ def test_a_replay_on_another_suite_says_what_was_never_recorded(bench: Bench, tm
 
 def play_report(bench: Bench, suite: Artifact, tmp_path: Path) -> Artifact:
     """A report of the clerk's answers to a small suite."""
-    from posttrain.environments.suite_files import read_suite
+    from posttrain.environments.suites.files import read_suite
     from posttrain.evaluation.outcomes import write_outcomes
-    from posttrain.evaluation.suite_grading import grader_columns
-    from posttrain.evaluation.suite_report import Subject, make_report
-    from posttrain.evaluation.suite_rows import dump_lines
+    from posttrain.evaluation.suites.grading import grader_columns
+    from posttrain.evaluation.suites.report import Subject, make_report
+    from posttrain.evaluation.suites.rows import dump_lines
 
     world = read_suite(bench.store.view(suite))
     columns = [column for spec in world.slices for column in grader_columns(spec)]

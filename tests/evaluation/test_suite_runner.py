@@ -18,11 +18,11 @@ import pytest
 from posttrain.artifacts.stage import StopRequest
 from posttrain.core.errors import Interrupted
 from posttrain.engines.chat import ChatFailure, ChatReply, WrittenCall, split_calls
+from posttrain.engines.conversation import ChatPlayer, Job, turn_seed
 from posttrain.environments.tools import BAD_ARGUMENTS, NOT_RECORDED, UNKNOWN_TOOL
-from posttrain.evaluation._journal import Journal
-from posttrain.evaluation.conversation import ChatPlayer, Job, turn_seed
-from posttrain.evaluation.suite_rows import SuiteRow, dump_lines, load_lines
-from posttrain.evaluation.suite_runner import batches_of
+from posttrain.evaluation.suites.journal import Journal
+from posttrain.evaluation.suites.rows import SuiteRow, dump_lines, load_lines
+from posttrain.evaluation.suites.runner import batches_of
 from tests.evaluation.suite_world import Clerk, Saying, by_case, play, small_suite
 
 ROOT = Path(__file__).parents[2]

@@ -11,15 +11,15 @@ import pytest
 from posttrain.artifacts.records import Artifact
 from posttrain.core.errors import ConfigError
 from posttrain.data.prompt_sources import PromptsConfig, run_prompts
-from posttrain.evaluation.records import WinRateReport
-from posttrain.evaluation.statistics import clopper_pearson
-from posttrain.evaluation.win_rate import (
+from posttrain.evaluation.heldout.records import WinRateReport
+from posttrain.evaluation.heldout.win_rate import (
     PAIRS_FILE,
     WIN_RATES_FILE,
     WinRateConfig,
     run_win_rate,
     win_rate,
 )
+from posttrain.statistics.intervals import clopper_pearson
 from tests.training.conftest import Bench, small_pretraining
 
 
@@ -30,7 +30,7 @@ def bench(tmp_path_factory: pytest.TempPathFactory) -> Bench:
 
 @pytest.fixture(scope="module")
 def models(bench: Bench) -> dict[str, Artifact]:
-    from posttrain.training.pretrain_tiny import run_pretrain_tiny
+    from posttrain.training.stages.pretrain_tiny import run_pretrain_tiny
 
     return {
         name: bench.run(run_pretrain_tiny, small_pretraining(steps=steps)).outputs["model"]
@@ -79,8 +79,8 @@ def test_a_reward_model_judges_what_follows_the_think_block(
 ) -> None:
     """Under a template that opens the think block, replies begin in it: what was thought is not what was said."""
     from posttrain.data.preference_sources import PreferencesConfig, run_preferences
-    from posttrain.training.import_model import ImportModelConfig, run_import_model
-    from posttrain.training.reward_model import RewardModelConfig, run_reward_model
+    from posttrain.training.stages.import_model import ImportModelConfig, run_import_model
+    from posttrain.training.stages.reward_model import RewardModelConfig, run_reward_model
 
     pairs = bench.run(
         run_preferences, PreferencesConfig.model_validate({"train": 16, "heldout": 16, "ties": 0})

@@ -18,16 +18,16 @@ import pytest
 from posttrain.data.preference_sources import PreferencesConfig, run_preferences
 from posttrain.engines.reward_scorer import RewardScorer
 from posttrain.environments import Answer, Case, SliceSpec
-from posttrain.environments.policies import FluentButWrongPolicy, PerfectPolicy, build_policy, recorded
-from posttrain.environments.slices import build_slice
+from posttrain.environments.suites.policies import FluentButWrongPolicy, PerfectPolicy, build_policy, recorded
+from posttrain.environments.suites.slices import build_slice
 from posttrain.evaluation.graders import (
     GradingResources,
     SliceGraders,
     verifier_rows,
     verifier_table,
 )
-from posttrain.training.pretrain_tiny import run_pretrain_tiny
-from posttrain.training.reward_model import RewardModelConfig, run_reward_model
+from posttrain.training.stages.pretrain_tiny import run_pretrain_tiny
+from posttrain.training.stages.reward_model import RewardModelConfig, run_reward_model
 from tests.training.conftest import Bench, small_pretraining
 
 FLUENT_BUT_WRONG = """\

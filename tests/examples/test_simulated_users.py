@@ -15,7 +15,7 @@ from posttrain.data.prompts import PromptRow
 from posttrain.examples.canary import CONTRACT, STAGES, find_models, serve_config
 from posttrain.examples.users import Crowd
 from posttrain.promotion.grammar import parse_contract
-from posttrain.serving.rollout.records import Stage
+from posttrain.rollouts.records import Stage
 from tests.serving.control_gateway_world import gateway
 from tests.serving.gateway_world import run
 

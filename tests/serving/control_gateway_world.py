@@ -12,13 +12,13 @@ from typing import Any
 
 from posttrain.artifacts.home import Home, open_home
 from posttrain.artifacts.records import Artifact
-from posttrain.artifacts.releases.create import create_release
 from posttrain.core.settings import Settings
 from posttrain.promotion.records import Decision, Evidence
+from posttrain.releases.create import create_release
 from posttrain.serving.config import ServeConfig
 from posttrain.serving.control.admin import AdminClient
 from posttrain.serving.control.control import Control
-from posttrain.serving.traffic.follow import Follower
+from posttrain.traffic.follow import Follower
 from tests.serving.gateway_world import Client, chat
 from tests.serving.upstreams import Upstream as MockUpstream
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from posttrain.serving.records import Canary, Route, Snapshot, Target, Upstream
+from posttrain.routing.records import Canary, Route, Snapshot, Target, Upstream
 
 
 def target(name: str, upstream: str = "a") -> Target:

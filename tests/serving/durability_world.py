@@ -24,10 +24,10 @@ import yaml
 
 from posttrain.serving.control.admin import AdminClient
 from posttrain.serving.control.links import socket_path
-from posttrain.serving.traffic.audit import OwnerCount, reconcile
-from posttrain.serving.traffic.follow import Follower
-from posttrain.serving.traffic.index import TrafficIndex
-from posttrain.serving.traffic.indexer import index_once
+from posttrain.traffic.audit import OwnerCount, reconcile
+from posttrain.traffic.follow import Follower
+from posttrain.traffic.index import TrafficIndex
+from posttrain.traffic.indexer import index_once
 from tests.serving.gateway_world import Client, Reply, chat
 from tests.serving.upstreams import Upstream
 
@@ -267,7 +267,7 @@ def _role(words: list[bytes]) -> str:
         return "guard"
     if b"posttrain.serving.gateway" in words:
         return "worker"
-    return "indexer" if b"posttrain.serving.traffic" in words else "control"
+    return "indexer" if b"posttrain.traffic" in words else "control"
 
 
 def _killed(gateway: GatewayProcesses) -> bool:

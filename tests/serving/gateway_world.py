@@ -12,11 +12,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from posttrain.routing.records import Canary, Route, Shadow, Snapshot, Target, Upstream
 from posttrain.serving.gateway.config import WorkerConfig
 from posttrain.serving.gateway.worker import Worker
-from posttrain.serving.records import Canary, Route, Shadow, Snapshot, Target, Upstream
-from posttrain.serving.traffic.config import TrafficConfig
-from posttrain.serving.traffic.segments import list_segments, read_segment
+from posttrain.traffic.config import TrafficConfig
+from posttrain.traffic.segments import list_segments, read_segment
 from tests.serving.upstreams import Upstream as MockUpstream
 
 MODEL = "m"

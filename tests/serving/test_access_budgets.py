@@ -13,9 +13,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from posttrain.core.errors import ServingError
 from posttrain.serving.access import Access, Budgets, KeyFile, Principal, Refusal, SharedBudgets
 from posttrain.serving.access.budgets import MAX_KEYS
-from posttrain.serving.errors import ServingError
 
 
 class _Time:

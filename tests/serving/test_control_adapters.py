@@ -15,18 +15,17 @@ import pytest
 
 from posttrain.artifacts.home import Home, open_home
 from posttrain.artifacts.records import Artifact
-from posttrain.artifacts.releases.create import create_release
-from posttrain.core.errors import PosttrainError
+from posttrain.core.errors import PosttrainError, ServingError
 from posttrain.core.settings import Settings
+from posttrain.releases.create import create_release
+from posttrain.routing.records import Snapshot
 from posttrain.serving.config import ServeConfig, TargetConfig
 from posttrain.serving.control.admin import AdminClient
 from posttrain.serving.control.control import Control
-from posttrain.serving.errors import ServingError
-from posttrain.serving.records import Snapshot
-from posttrain.serving.traffic.follow import Follower
+from posttrain.traffic.follow import Follower
+from tests.engines.drivers_stale_engine import StaleEngine
+from tests.engines.drivers_world import QUESTIONS, World, ask, ask_all
 from tests.serving.control_gateway_world import CONTRACT, SUITE
-from tests.serving.drivers_stale_engine import StaleEngine
-from tests.serving.drivers_world import QUESTIONS, World, ask, ask_all
 from tests.serving.gateway_world import Client, run
 
 pytestmark = pytest.mark.xdist_group("drivers")

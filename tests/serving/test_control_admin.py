@@ -12,9 +12,9 @@ from typing import Any
 
 import pytest
 
-from posttrain.core.errors import UsageError
+from posttrain.core.errors import ServingError, UsageError
+from posttrain.rollouts.errors import RolloutError
 from posttrain.serving.control.admin import AdminClient, AdminServer
-from posttrain.serving.errors import RolloutError, ServingError
 
 
 async def _echo(given: Mapping[str, Any]) -> Any:

@@ -15,12 +15,12 @@ from typing import Any
 import pytest
 
 from posttrain.artifacts.home import open_home
-from posttrain.artifacts.releases.signing import sign_release
+from posttrain.core.errors import ServingError
 from posttrain.core.settings import Settings
+from posttrain.releases.signing import sign_release
+from posttrain.rollouts.events import Aborted
 from posttrain.serving.access.keys import KeyFile
 from posttrain.serving.control.control import TICK_SECONDS, Control
-from posttrain.serving.errors import ServingError
-from posttrain.serving.rollout.events import Aborted
 from tests.serving.control_gateway_world import (
     CONTRACT,
     STAGES,

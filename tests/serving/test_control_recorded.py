@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from posttrain.core.errors import DataError
-from posttrain.serving.drivers.recorded_server import read_answers
+from posttrain.engines.drivers.recorded_server import read_answers
 from tests.serving.control_gateway_world import CONTRACT, gateway, make_decision, make_release
 from tests.serving.gateway_world import Client, chat, run
 

@@ -9,9 +9,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from posttrain.core.errors import ServingError
+from posttrain.rollouts.errors import RolloutError
 from posttrain.serving.control.history import Latch, Latches, find_earlier, production_stack, upstreams_of
 from posttrain.serving.control.snapshots import SnapshotStore
-from posttrain.serving.errors import RolloutError, ServingError
 from tests.serving.control_world import snapshot, target
 
 

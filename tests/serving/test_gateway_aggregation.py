@@ -10,12 +10,12 @@ from typing import Any
 import openai
 import pytest
 
+from posttrain.guardrails import read_guardrails
+from posttrain.routing.aggregate import Answer, shuffled
+from posttrain.routing.config import JudgePicks, Synthesise, Vote
+from posttrain.routing.records import Canary, Shadow
 from posttrain.serving.access import Budgets, KeyFile
 from posttrain.serving.gateway.config import RetryConfig
-from posttrain.serving.guardrails import read_guardrails
-from posttrain.serving.records import Canary, Shadow
-from posttrain.serving.router.aggregate import Answer, shuffled
-from posttrain.serving.router.config import JudgePicks, Synthesise, Vote
 from tests.serving.gateway_world import Reply, World, chat, request_bytes, run, target, world
 
 THREE = ("production", "big", "code")

@@ -8,10 +8,10 @@ from pathlib import Path
 
 import pytest
 
+from posttrain.core.buckets import bucket
 from posttrain.core.canonical import digest_json
-from posttrain.serving.assignment import bucket
+from posttrain.routing.records import Canary
 from posttrain.serving.gateway.compiled import is_compiled
-from posttrain.serving.records import Canary
 from tests.serving.gateway_world import chat, run, target, world
 
 

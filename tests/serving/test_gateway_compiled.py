@@ -13,11 +13,11 @@ from pathlib import Path
 
 import pytest
 
-from posttrain.core.errors import ConfigError, MissingDependencyError
-from posttrain.serving.errors import ServingError
+from posttrain.core.errors import ConfigError, MissingDependencyError, ServingError
 from posttrain.serving.gateway import compiled, compiling
 
 _ROOT = Path(__file__).parents[2]
+_ROOMS = ("tests/serving", "tests/traffic", "tests/routing", "tests/rollouts", "tests/guardrails")
 _TESTS = "gateway or traffic or assignment or shadow or control or rollout or router"
 
 
@@ -49,8 +49,8 @@ def test_what_inherits_from_a_compiled_class_is_compiled() -> None:
     sources = {module: classes(compiled.source_of(module)) for module in compiled.MODULES}
     bases = {name for found in sources.values() for name in found}
     assert {"Exchange", "Call", "Wire"} <= bases
-    serving = compiled.source_of("posttrain.serving.__init__").parent
-    heirs = {path for path in serving.rglob("*.py") for its in classes(path).values() if its & bases}
+    package = compiled.source_of("posttrain.__init__").parent
+    heirs = {path for path in package.rglob("*.py") for its in classes(path).values() if its & bases}
     assert heirs <= {compiled.source_of(module) for module in compiled.MODULES}
 
 
@@ -59,7 +59,7 @@ def test_another_source_is_another_digest(tmp_path: Path, monkeypatch: pytest.Mo
     copy = shutil.copytree(package, tmp_path / "posttrain", ignore=shutil.ignore_patterns("__pycache__"))
     monkeypatch.setattr(compiled, "_PACKAGE", copy)
     assert compiled.digest() == before
-    for module in ("posttrain.serving.gateway.server", "posttrain.serving.records"):
+    for module in ("posttrain.serving.gateway.server", "posttrain.routing.records"):
         with compiled.source_of(module).open("a") as stream:
             stream.write("\n")
         after = compiled.digest()
@@ -135,7 +135,7 @@ def test_the_compiled_gateway_passes_the_tests_of_the_gateway(tmp_path: Path) ->
     assert first["folder"] == second["folder"]
     options = ("-m", "not slow", "-k", _TESTS, "-n", "2", "--dist", "loadgroup")
     tests = subprocess.run(
-        [sys.executable, "-m", "pytest", "-q", *options, "tests/serving"],
+        [sys.executable, "-m", "pytest", "-q", *options, *_ROOMS],
         cwd=_ROOT,
         env={**environment, "POSTTRAIN_TEST_COMPILED": "1"},
         capture_output=True,

@@ -12,8 +12,8 @@ import yaml
 
 from posttrain.cli._app import COMMANDS
 from posttrain.core.explain import read_model
+from posttrain.rollouts.records import RolloutSpec, ShadowRule, Stage
 from posttrain.serving.config import ServeConfig
-from posttrain.serving.rollout.records import RolloutSpec, ShadowRule, Stage
 
 DOCS = Path(__file__).parents[2] / "docs"
 

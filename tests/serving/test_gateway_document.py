@@ -16,9 +16,9 @@ from typing import Any
 import pytest
 from hypothesis import HealthCheck, Phase, given, settings
 
+from posttrain.guardrails import GuardrailConfig
 from posttrain.serving.access import Budgets, KeyFile
 from posttrain.serving.gateway.config import LimitsConfig
-from posttrain.serving.guardrails import GuardrailConfig
 from tests.serving.gateway_world import Reply, chat, request_bytes, run, threaded_world, world
 
 SCOPES = ("chat", "completions", "feedback", "models", "metrics")

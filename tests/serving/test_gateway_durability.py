@@ -21,7 +21,7 @@ from typing import Any
 
 import pytest
 
-from posttrain.serving.traffic.segment_format import SegmentRow, list_segments, read_segment
+from posttrain.traffic.segment_format import SegmentRow, list_segments, read_segment
 from tests.serving.durability_world import (
     Books,
     GatewayProcesses,

@@ -8,9 +8,9 @@ from typing import Any
 
 import pytest
 
+from posttrain.guardrails import read_guardrails
+from posttrain.routing.records import Shadow
 from posttrain.serving.access import KeyFile
-from posttrain.serving.guardrails import read_guardrails
-from posttrain.serving.records import Shadow
 from tests.serving.gateway_world import Reply, chat, run, target, world
 
 TEXT = "Write to ann@example.org or bob@example.org, today."

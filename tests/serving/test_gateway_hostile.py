@@ -13,8 +13,8 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from posttrain.guardrails import read_guardrails
 from posttrain.serving.gateway.config import BreakerConfig, LimitsConfig, RetryConfig
-from posttrain.serving.guardrails import read_guardrails
 from tests.serving.gateway_world import World, chat, request_bytes, threaded_world
 
 LIMITS = LimitsConfig(

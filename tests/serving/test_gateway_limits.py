@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from posttrain.serving.gateway.config import LimitsConfig, RetryConfig
-from posttrain.serving.traffic.config import TrafficConfig
+from posttrain.traffic.config import TrafficConfig
 from tests.serving.gateway_world import chat, read_rows, request_bytes, run, world
 
 

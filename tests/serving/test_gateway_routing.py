@@ -13,22 +13,20 @@ from pydantic import ValidationError
 from posttrain.artifacts.home import open_home
 from posttrain.core.errors import ConfigError, DataError
 from posttrain.core.settings import Settings
-from posttrain.serving.assignment import assign
+from posttrain.rollouts.fold import fold
+from posttrain.rollouts.observe import Observer
+from posttrain.rollouts.snapshots import snapshot_for
+from posttrain.routing import RouterConfig, RouterModel
+from posttrain.routing.assignment import assign
+from posttrain.routing.files import keep_model, read_model
+from posttrain.routing.records import Arm, Canary, Experiment, Route, Shadow, Snapshot
+from posttrain.routing.rows import PairRow
+from posttrain.routing.train import CostWeight, TrainConfig, train_router
 from posttrain.serving.config import RouteConfig, ServeConfig
 from posttrain.serving.control.control import Control
 from posttrain.serving.control.rollback import back_to
 from posttrain.serving.gateway.choosing import Chooser
-from posttrain.serving.records import Arm, Canary, Experiment, Route, Shadow, Snapshot
-from posttrain.serving.rollout.fold import fold
-from posttrain.serving.rollout.observe import Observer
-from posttrain.serving.rollout.snapshots import snapshot_for
-from posttrain.serving.router import RouterConfig, RouterModel
-from posttrain.serving.router.files import keep_model, read_model
-from posttrain.serving.router.rows import PairRow
-from posttrain.serving.router.train import CostWeight, TrainConfig, train_router
-from tests.serving.control_gateway_world import make_release, serve_config
-from tests.serving.gateway_world import Client, Reply, chat, run, target, world
-from tests.serving.rollout_world import (
+from tests.rollouts.rollout_world import (
     EPOCHS,
     LAST,
     NEW,
@@ -39,9 +37,11 @@ from tests.serving.rollout_world import (
     make_snapshot,
     make_spec,
 )
+from tests.serving.control_gateway_world import make_release, serve_config
+from tests.serving.gateway_world import Client, Reply, chat, run, target, world
 from tests.serving.upstreams import Upstream as MockUpstream
 
-GOLDEN = Path(__file__).parent / "golden"
+GOLDEN = Path(__file__).parents[1] / "routing" / "golden"
 RULES: list[dict[str, Any]] = [
     {"name": "gold", "target": "big", "match": [{"kind": "header", "name": "X-Tier", "value": "gold"}]},
     {"name": "sql", "target": "code", "match": [{"kind": "regex", "pattern": r"(?i)\bselect\b.+\bfrom\b"}]},

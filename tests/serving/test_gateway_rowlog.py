@@ -12,10 +12,10 @@ import pytest
 
 from posttrain.serving.gateway.metrics import Metrics
 from posttrain.serving.gateway.rowlog import RowLog
-from posttrain.serving.traffic.config import TrafficConfig
-from posttrain.serving.traffic.segment_format import MAX_PAYLOAD_BYTES
-from posttrain.serving.traffic.segments import SegmentWriter
-from tests.serving.traffic_world import numbers_in, row
+from posttrain.traffic.config import TrafficConfig
+from posttrain.traffic.segment_format import MAX_PAYLOAD_BYTES
+from posttrain.traffic.segments import SegmentWriter
+from tests.traffic.traffic_world import numbers_in, row
 
 
 @contextmanager

@@ -5,8 +5,8 @@ from __future__ import annotations
 import asyncio
 from pathlib import Path
 
+from posttrain.routing.records import Shadow
 from posttrain.serving.gateway.config import ShadowConfig
-from posttrain.serving.records import Shadow
 from tests.serving.gateway_world import chat, run, target, world
 
 SHADOW = {"production": target("v1", "a"), "shadow": Shadow(target=target("v2", "s"), share=10_000, salt="x")}

@@ -16,16 +16,17 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from posttrain.cli import main
+from posttrain.rollouts.observe import Observer
+from posttrain.routing.records import Route, Snapshot
 from posttrain.serving.access import Budgets, KeyFile
 from posttrain.serving.access.keys import NewKey
 from posttrain.serving.gateway.identity import Pseudonyms, RequestIds, read_asker
-from posttrain.serving.records import Route, Snapshot
-from posttrain.serving.rollout.observe import Observer
-from posttrain.serving.traffic.clock import MonotonicWallClock
-from posttrain.serving.traffic.index import TrafficIndex
-from posttrain.serving.traffic.indexer import index_once
-from posttrain.serving.traffic.pseudonym import pseudonym
-from posttrain.serving.traffic.query import Where, feedback_of, requests
+from posttrain.traffic.clock import MonotonicWallClock
+from posttrain.traffic.index import TrafficIndex
+from posttrain.traffic.indexer import index_once
+from posttrain.traffic.pseudonym import pseudonym
+from posttrain.traffic.query import Where, feedback_of, requests
+from tests.rollouts.rollout_world import LAST, make_spec
 from tests.serving.control_gateway_world import gateway
 from tests.serving.gateway_world import (
     Client,
@@ -38,7 +39,6 @@ from tests.serving.gateway_world import (
     target,
     world,
 )
-from tests.serving.rollout_world import LAST, make_spec
 
 FEEDBACK = "/v1/feedback"
 

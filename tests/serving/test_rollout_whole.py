@@ -8,9 +8,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from posttrain.serving.assignment import assign
-from posttrain.serving.records import Snapshot
-from posttrain.serving.rollout.events import (
+from posttrain.rollouts.events import (
     Advanced,
     Completed,
     Created,
@@ -21,13 +19,15 @@ from posttrain.serving.rollout.events import (
     Started,
     Tripped,
 )
-from posttrain.serving.rollout.fold import RolloutState, fold
-from posttrain.serving.rollout.journal import RolloutJournal
-from posttrain.serving.rollout.observe import Observer, observe
-from posttrain.serving.rollout.records import RolloutSpec
-from posttrain.serving.rollout.snapshots import snapshot_for
-from posttrain.serving.rollout.steps import Step, facts_at, next_step
-from tests.serving.rollout_world import (
+from posttrain.rollouts.fold import RolloutState, fold
+from posttrain.rollouts.journal import RolloutJournal
+from posttrain.rollouts.observe import Observer, observe
+from posttrain.rollouts.records import RolloutSpec
+from posttrain.rollouts.snapshots import snapshot_for
+from posttrain.rollouts.steps import Step, facts_at, next_step
+from posttrain.routing.assignment import assign
+from posttrain.routing.records import Snapshot
+from tests.rollouts.rollout_world import (
     CANDIDATE,
     go,
     make_feedback,
@@ -216,7 +216,7 @@ def test_killed_at_any_moment_it_ends_the_same(tmp_path, bad, apart):
 
 
 def test_silence_holds_and_lets_go(tmp_path):
-    from posttrain.serving.rollout.records import NoDataTrigger
+    from posttrain.rollouts.records import NoDataTrigger
 
     spec = make_spec()
     triggers = tuple(

@@ -15,17 +15,17 @@ import pytest
 from pydantic import ValidationError
 
 from posttrain.cli import main
-from posttrain.serving.traffic.clock import MonotonicWallClock
-from posttrain.serving.traffic.config import TrafficConfig
-from posttrain.serving.traffic.index import TrafficIndex
-from posttrain.serving.traffic.indexer import index_once
-from posttrain.serving.traffic.pseudonym import load_or_make_secret, pseudonym
-from posttrain.serving.traffic.query import Where, counts, feedback, requests, verdicts
-from posttrain.serving.traffic.segment_format import list_segments, read_segment
-from posttrain.serving.traffic.segments import SegmentWriter
-from tests.serving.test_traffic_index import begin, end, write
+from posttrain.traffic.clock import MonotonicWallClock
+from posttrain.traffic.config import TrafficConfig
+from posttrain.traffic.index import TrafficIndex
+from posttrain.traffic.indexer import index_once
+from posttrain.traffic.pseudonym import load_or_make_secret, pseudonym
+from posttrain.traffic.query import Where, counts, feedback, requests, verdicts
+from posttrain.traffic.segment_format import list_segments, read_segment
+from posttrain.traffic.segments import SegmentWriter
+from tests.traffic.test_traffic_index import begin, end, write
 
-_GOLDEN = Path(__file__).parent / "golden" / "traffic-v1-0000000001.seg"
+_GOLDEN = Path(__file__).parents[1] / "traffic" / "golden" / "traffic-v1-0000000001.seg"
 
 
 @pytest.fixture

@@ -71,7 +71,7 @@ def shared_bench(tmp_path_factory: pytest.TempPathFactory) -> Bench:
 def tiny_base(shared_bench: Bench) -> dict[str, Artifact]:
     """A base model after a few steps (it knows the form, not the sums) and small prompt sets."""
     from posttrain.data.prompt_sources import PromptsConfig, run_prompts
-    from posttrain.training.pretrain_tiny import run_pretrain_tiny
+    from posttrain.training.stages.pretrain_tiny import run_pretrain_tiny
 
     prompts = shared_bench.run(run_prompts, PromptsConfig(train=24, heldout=8))
     base = shared_bench.run(run_pretrain_tiny, small_pretraining())
@@ -80,7 +80,7 @@ def tiny_base(shared_bench: Bench) -> dict[str, Artifact]:
 
 def small_pretraining(**changes: Any) -> Any:
     """A base in about ten seconds: the steps that learn the form."""
-    from posttrain.training.pretrain_tiny import PretrainTinyConfig
+    from posttrain.training.stages.pretrain_tiny import PretrainTinyConfig
 
     small = {
         "problems": {"max_steps": 1, "max_value": 10},

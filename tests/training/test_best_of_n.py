@@ -17,10 +17,10 @@ from posttrain.data.prompts import PROMPTS_FILE, read_prompts
 from posttrain.engines.judges import RewardModelJudge
 from posttrain.engines.judging import JudgeRequest
 from posttrain.engines.reward_scorer import NOTHING_SAID, RewardScorer
-from posttrain.training.best_of_n import BestOfNConfig, run_best_of_n
 from posttrain.training.rejection_rules import Candidate
-from posttrain.training.rejection_sample import REJECTED_FILE, RejectionSampleConfig, choose
-from posttrain.training.reward_model import RewardModelConfig, run_reward_model
+from posttrain.training.stages.best_of_n import BestOfNConfig, run_best_of_n
+from posttrain.training.stages.rejection_sample import REJECTED_FILE, RejectionSampleConfig, choose
+from posttrain.training.stages.reward_model import RewardModelConfig, run_reward_model
 from tests.training.conftest import Bench
 
 SAMPLES = 6

@@ -9,7 +9,7 @@ import pytest
 from posttrain.artifacts.records import Artifact
 from posttrain.core.errors import DataError, HealthError, Interrupted, PreflightError
 from posttrain.core.events import Event
-from posttrain.training.grpo import GrpoConfig, run_grpo
+from posttrain.training.stages.grpo import GrpoConfig, run_grpo
 from tests.training.conftest import Bench
 
 SMALL: dict[str, Any] = {

@@ -9,8 +9,8 @@ import pytest
 
 from posttrain.artifacts.records import Artifact
 from posttrain.engines.model_folder import load_model
-from posttrain.training.grpo import GrpoConfig, run_grpo
-from posttrain.training.import_model import ImportModelConfig, run_import_model
+from posttrain.training.stages.grpo import GrpoConfig, run_grpo
+from posttrain.training.stages.import_model import ImportModelConfig, run_import_model
 from tests.training.conftest import Bench
 
 

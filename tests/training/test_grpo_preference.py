@@ -13,9 +13,9 @@ from posttrain.artifacts.records import Artifact
 from posttrain.core.errors import ConfigError, HealthError, Interrupted
 from posttrain.data.prompt_sources import PromptsConfig, run_prompts
 from posttrain.data.prompts import PROMPTS_FILE, read_prompts
-from posttrain.training.callbacks import GUARD_ACCURACY, GuardCallback
-from posttrain.training.grpo import GrpoConfig, run_grpo
+from posttrain.training.backends.trl_callbacks import GUARD_ACCURACY, GuardCallback
 from posttrain.training.guard import GuardConfig
+from posttrain.training.stages.grpo import GrpoConfig, run_grpo
 from tests.training.conftest import Bench
 
 
@@ -23,7 +23,7 @@ from tests.training.conftest import Bench
 def wired(shared_bench: Bench, tiny_base: Mapping[str, Artifact]) -> dict[str, Artifact]:
     """Mixed prompts, and an untrained reward model of each aspect: its scores only have to be scores."""
     from posttrain.data.preference_sources import PreferencesConfig, run_preferences
-    from posttrain.training.reward_model import RewardModelConfig, run_reward_model
+    from posttrain.training.stages.reward_model import RewardModelConfig, run_reward_model
 
     sources = [{"kind": "word_problems", "max_steps": 1, "max_value": 10}, {"kind": "open_tasks"}]
     mixed = {"source": {"kind": "mix", "sources": sources}, "train": 40, "heldout": 8}

@@ -12,9 +12,9 @@ from trl import GRPOTrainer
 
 from posttrain.artifacts.records import Artifact
 from posttrain.engines.model_folder import load_model, load_tokenizer
-from posttrain.training.grpo import GrpoConfig, trainer_arguments
-from posttrain.training.grpo_trainer import SharedPromptTrainer
+from posttrain.training.backends.trl_grpo import SharedPromptTrainer
 from posttrain.training.lora import LoraSettings, adapter_config
+from posttrain.training.stages.grpo import GrpoConfig, trainer_arguments
 from tests.training.conftest import Bench
 
 QUESTIONS = ["What is 3 plus 4?", "Mia has 4 pens. Mia buys 3 more. How many pens now?"]

@@ -13,8 +13,8 @@ from posttrain.core.errors import MissingDependencyError, ModelError
 from posttrain.data.prompts import PromptRow
 from posttrain.engines.model_folder import load_model, load_tokenizer, prefills_think
 from posttrain.pipelines.recipe import read_recipe
-from posttrain.training.import_model import ImportModelConfig, run_import_model
 from posttrain.training.preflight import check_template
+from posttrain.training.stages.import_model import ImportModelConfig, run_import_model
 from tests.training.conftest import Bench
 
 ROW = PromptRow("a", "How many?", "2")

@@ -16,8 +16,9 @@ from posttrain.data.preference_sources import PreferencesConfig, run_preferences
 from posttrain.data.preferences import PREFERENCES_FILE, preferences_to_jsonl, read_preferences
 from posttrain.data.prompts import PROMPTS_FILE, PromptRow, to_jsonl
 from posttrain.engines.model_folder import load_model, load_tokenizer
-from posttrain.training.import_model import ImportModelConfig, run_import_model
-from posttrain.training.preference import (
+from posttrain.training.rendering import render
+from posttrain.training.stages.import_model import ImportModelConfig, run_import_model
+from posttrain.training.stages.preference import (
     DpoConfig,
     KtoConfig,
     Pair,
@@ -26,7 +27,6 @@ from posttrain.training.preference import (
     run_dpo,
     run_kto,
 )
-from posttrain.training.rendering import render
 from tests.training.conftest import Bench
 
 SMALL: dict[str, Any] = {

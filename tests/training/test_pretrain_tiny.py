@@ -12,7 +12,7 @@ from posttrain.core.errors import Interrupted
 from posttrain.core.events import Event
 from posttrain.data.base_text import BaseTextConfig, write_answer
 from posttrain.data.word_problems import problems, split_of
-from posttrain.training import pretrain_tiny
+from posttrain.training.stages import pretrain_tiny
 from tests.training.conftest import Bench, small_pretraining
 
 

@@ -12,8 +12,8 @@ import pytest
 
 from posttrain.artifacts.records import Artifact
 from posttrain.core.errors import Interrupted
-from posttrain.training.grpo import GrpoConfig, run_grpo
 from posttrain.training.reference import REFERENCE_FILE
+from posttrain.training.stages.grpo import GrpoConfig, run_grpo
 from tests.training.conftest import Bench
 
 SMALL: dict[str, Any] = {

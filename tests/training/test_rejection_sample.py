@@ -16,7 +16,7 @@ from posttrain.data.examples import EXAMPLES_FILE, read_examples
 from posttrain.data.prompt_sources import PromptsConfig, run_prompts
 from posttrain.data.prompts import PROMPTS_FILE, PromptRow, read_prompts
 from posttrain.training.rejection_rules import Candidate, Rules, broken_rule, copied_shot, target_of
-from posttrain.training.rejection_sample import (
+from posttrain.training.stages.rejection_sample import (
     REJECTED_FILE,
     RejectionSampleConfig,
     choose,

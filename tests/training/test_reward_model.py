@@ -22,7 +22,7 @@ from posttrain.data.preferences import (
 )
 from posttrain.data.prompts import normal_question
 from posttrain.engines.reward_scorer import NOTHING_SAID, RewardModelRecord, RewardScorer
-from posttrain.training.reward_model import (
+from posttrain.training.stages.reward_model import (
     RewardModelConfig,
     calibration,
     reward_model_report,

@@ -17,7 +17,7 @@ from posttrain.data.prompts import PROMPTS_FILE, read_prompts
 from posttrain.engines.model_folder import load_model, load_tokenizer
 from posttrain.training.lora import merge_adapters
 from posttrain.training.rendering import fit, render
-from posttrain.training.sft import SftConfig, run_sft
+from posttrain.training.stages.sft import SftConfig, run_sft
 from tests.training.conftest import Bench
 
 MESSAGES = [{"role": "user", "content": "Alice has 3 apples and buys 2 more. How many now?"}]

@@ -54,7 +54,7 @@ def _short(value: Any, width: int = 40) -> str:
 
 
 def _measure_rows(record: dict[str, Any]) -> list[list[str]]:
-    from posttrain.evaluation.measures import measure_info
+    from posttrain.evaluation.heldout.measures import measure_info
 
     by_run = [{measure["name"]: measure for measure in measures} for measures in record["measures"]]
     names = dict.fromkeys(name for measures in by_run for name in measures)
@@ -77,7 +77,7 @@ def _value(measure: dict[str, Any] | None, unit: str) -> str:
 
 
 def _difference_rows(comparison: dict[str, Any]) -> list[list[str]]:
-    from posttrain.evaluation.measures import measure_info
+    from posttrain.evaluation.heldout.measures import measure_info
 
     rows = []
     for difference in comparison["differences"]:

@@ -13,8 +13,8 @@ from posttrain.cli._options import home_option, json_option, print_json, setting
 
 if TYPE_CHECKING:
     from posttrain.core.events import EventSink
-    from posttrain.evaluation.suite_proof import Proof
-    from posttrain.evaluation.suite_summary import SuiteSummary
+    from posttrain.evaluation.suites.proof import Proof
+    from posttrain.evaluation.suites.summary import SuiteSummary
     from posttrain.pipelines.suites import FinishedEvaluation
 
 
@@ -57,7 +57,7 @@ def evaluate(context: click.Context, /, model: str, **options: Any) -> None:
     """
     from posttrain.artifacts.stage import StopRequest
     from posttrain.cli._signals import stop_on_signals
-    from posttrain.evaluation.suite_summary import summarise
+    from posttrain.evaluation.suites.summary import summarise
     from posttrain.pipelines.suites import (
         EvaluationRequest,
         evaluate_model,
@@ -100,8 +100,8 @@ def _display(as_json: bool) -> Iterator[EventSink]:
 
 
 def _print(done: FinishedEvaluation, summary: SuiteSummary, proof: Proof | None, *, as_json: bool) -> None:
-    from posttrain.evaluation.suite_proof import render_proof
-    from posttrain.evaluation.suite_summary import render_summary
+    from posttrain.evaluation.suites.proof import render_proof
+    from posttrain.evaluation.suites.summary import render_summary
 
     if as_json:
         record = {"report": done.artifact.digest, "run": done.run_id, **summary.model_dump(mode="json")}

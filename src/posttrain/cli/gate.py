@@ -205,7 +205,7 @@ def _sizes_of(suite: str | None, home: Path | None) -> dict[str, int]:
     if suite is None:
         return {}
     from posttrain.cli._options import settings_of
-    from posttrain.environments.suite_files import parse_suite
+    from posttrain.environments.suites.files import parse_suite
     from posttrain.pipelines.suites import find_suite
 
     slices = parse_suite(find_suite(settings_of(home), suite)).slices

@@ -32,8 +32,8 @@ def _file(folder: Path) -> KeyFile:
 
 def _tell_gateway(folder: Path) -> None:
     """A gateway that runs takes up the change at once."""
+    from posttrain.core.errors import ServingError
     from posttrain.serving.control.admin import AdminClient
-    from posttrain.serving.errors import ServingError
 
     try:
         told = AdminClient(folder, seconds=5.0).call("POST", "/v1/access", {})

@@ -17,7 +17,7 @@ from posttrain.cli._options import json_option, print_json, print_table, setting
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from posttrain.serving.traffic.index import TrafficIndex
+    from posttrain.traffic.index import TrafficIndex
 
 _BY = ("lane", "arm", "model", "rollout", "release", "target", "worker", "finish", "tenant")
 _UNITS_MS = {"s": 1_000, "m": 60_000, "h": 3_600_000, "d": 86_400_000}
@@ -80,8 +80,8 @@ def log() -> None:
 @index_option
 def tail(*, follow: bool, lines: int, as_json: bool, folder: Path | None, url: str | None) -> None:
     """Show the newest requests; with --follow, rows of every kind as the workers write them."""
-    from posttrain.serving.traffic.follow import Follower
-    from posttrain.serving.traffic.query import Where, requests
+    from posttrain.traffic.follow import Follower
+    from posttrain.traffic.query import Where, requests
 
     where = _folder(folder)
     follower = Follower.from_now(where) if follow else None
@@ -105,7 +105,7 @@ def tail(*, follow: bool, lines: int, as_json: bool, folder: Path | None, url: s
 def show(request_id: str, *, as_json: bool, folder: Path | None, url: str | None) -> None:
     """Show a request or shadow by its id (x-request-id): the row, feedback, shadow answers, verdicts."""
     from posttrain.core.errors import UnknownReferenceError
-    from posttrain.serving.traffic.query import feedback_of, request, shadows_of, verdicts_of
+    from posttrain.traffic.query import feedback_of, request, shadows_of, verdicts_of
 
     index = _index(_folder(folder), url)
     found = request(index, request_id)
@@ -147,7 +147,7 @@ def stats(
     url: str | None,
 ) -> None:
     """Count requests and shadows, by lane if nothing else is said."""
-    from posttrain.serving.traffic.query import Where, counts
+    from posttrain.traffic.query import Where, counts
 
     by = by or ("lane",)
     found = counts(_index(_folder(folder), url), by, Where(since_ms=since, until_ms=until))
@@ -190,7 +190,7 @@ def verify(*, as_json: bool, folder: Path | None, url: str | None) -> int:
     Exit code 0 where nothing is wrong, 1 where something is. A tail that a crash tore is not wrong: nobody was told
     that it was kept.
     """
-    from posttrain.serving.traffic.audit import verify_log
+    from posttrain.traffic.audit import verify_log
 
     where = _folder(folder)
     found = verify_log(where, _index(where, url))
@@ -231,9 +231,9 @@ def forget_user(
     USER is the name as clients send it. A request that is being answered meanwhile leaves a row in its segment: run it
     again afterwards.
     """
-    from posttrain.serving.traffic.erasure import forget
-    from posttrain.serving.traffic.pseudonym import load_or_make_secret, pseudonym
-    from posttrain.serving.traffic.query import Where, requests
+    from posttrain.traffic.erasure import forget
+    from posttrain.traffic.pseudonym import load_or_make_secret, pseudonym
+    from posttrain.traffic.query import Where, requests
 
     where = _folder(folder)
     index = _index(where, url)
@@ -257,7 +257,7 @@ def forget_user(
 @index_option
 def retain_days(*, days: float, dry_run: bool, as_json: bool, folder: Path | None, url: str | None) -> None:
     """Remove rows, segments and history that are older than so many days."""
-    from posttrain.serving.traffic.retention import retain
+    from posttrain.traffic.retention import retain
 
     where = _folder(folder)
     done = retain(where, _index(where, url), days=days, dry_run=dry_run)
@@ -284,8 +284,8 @@ def export(
     *, output: Path, since: int | None, until: int | None, as_json: bool, folder: Path | None, url: str | None
 ) -> None:
     """Write requests and shadows, with their feedback and verdicts, to FILE.jsonl or FILE.parquet."""
-    from posttrain.serving.traffic.export import export_requests
-    from posttrain.serving.traffic.query import Where
+    from posttrain.traffic.export import export_requests
+    from posttrain.traffic.query import Where
 
     count = export_requests(_index(_folder(folder), url), Where(since_ms=since, until_ms=until), output)
     if as_json:
@@ -308,8 +308,8 @@ def _folder(folder: Path | None) -> Path:
 def _index(folder: Path, url: str | None) -> TrafficIndex:
     """The index, with everything that the segments have by now."""
     from posttrain.core.errors import UsageError
-    from posttrain.serving.traffic.index import TrafficIndex, known_sink
-    from posttrain.serving.traffic.indexer import index_once
+    from posttrain.traffic.index import TrafficIndex, known_sink
+    from posttrain.traffic.indexer import index_once
 
     if url is None and (sink := known_sink(folder)) is not None:
         # Another index beside it would be asked, and erased from, in its place.

@@ -14,7 +14,7 @@ from posttrain.cli._options import home_of, home_option, json_option, print_json
 if TYPE_CHECKING:
     from posttrain.artifacts.home import Home
     from posttrain.artifacts.records import Artifact, Problem
-    from posttrain.artifacts.releases.records import ReleaseManifest
+    from posttrain.releases.records import ReleaseManifest
 
 _PAIR = "NAME=VALUE"
 
@@ -102,9 +102,9 @@ def create(spec: Path | None, *, actor: str | None, as_json: bool, home: Path | 
     What is left out is looked up: tokenizer and chat template in the model, datasets, reward models and the recipe in
     its lineage and run, the contract and the report in the decision, the commit in the Git repository.
     """
-    from posttrain.artifacts.releases.create import create_release
-    from posttrain.artifacts.releases.lanes import read_release
-    from posttrain.artifacts.releases.spec import parse_spec, read_spec
+    from posttrain.releases.create import create_release
+    from posttrain.releases.lanes import read_release
+    from posttrain.releases.spec import parse_spec, read_spec
 
     written = {} if spec is None else read_spec(spec)
     wanted = parse_spec(_merged(written, options), spec.name if spec else "release")
@@ -127,8 +127,8 @@ def list_all(*, as_json: bool, home: Path | None) -> None:
     """List releases: names, dates, what the gate said, lanes that they hold (held before: in brackets)."""
     import dataclasses
 
-    from posttrain.artifacts.releases.lanes import list_releases
     from posttrain.core.canonical import short
+    from posttrain.releases.lanes import list_releases
 
     found = list_releases(home_of(home))
     if as_json:
@@ -154,8 +154,8 @@ def show(reference: str, *, checklist: bool, as_json: bool, home: Path | None) -
     """Show what REF is: every piece, sampling, policies, results, lanes and signatures. Nothing is hashed again."""
     import yaml
 
-    from posttrain.artifacts.releases.checklist import to_checklist_json
-    from posttrain.artifacts.releases.signing import key_names, stored_signatures
+    from posttrain.releases.checklist import to_checklist_json
+    from posttrain.releases.signing import key_names, stored_signatures
 
     opened = home_of(home)
     found, manifest = _manifest_of(reference, opened)
@@ -198,7 +198,7 @@ def diff(context: click.Context, first: str, second: str, *, as_json: bool, home
 
     REF may also be a folder that `release export` wrote, with a slash: v1.3/.
     """
-    from posttrain.artifacts.releases.diff import diff_releases, render_diff
+    from posttrain.releases.diff import diff_releases, render_diff
 
     before, after = (_anywhere(reference, home) for reference in (first, second))
     found = diff_releases(before, after)
@@ -231,9 +231,9 @@ def verify(
     """
     import dataclasses
 
-    from posttrain.artifacts.releases.export import exported_digest, verify_exported
-    from posttrain.artifacts.releases.lanes import release_digest
-    from posttrain.artifacts.releases.verify import external_pieces, verify_release
+    from posttrain.releases.export import exported_digest, verify_exported
+    from posttrain.releases.lanes import release_digest
+    from posttrain.releases.verify import external_pieces, verify_release
 
     keys: dict[str, Any] = {"public_key": public_key, "require_signature": require_signature}
     if (folder := _exported(reference)) is not None:
@@ -275,7 +275,7 @@ def sign(reference: str, *, key: Path, actor: str | None, home: Path | None) -> 
     """
     import os
 
-    from posttrain.artifacts.releases.signing import sign_release
+    from posttrain.releases.signing import sign_release
 
     password = os.environ.get("POSTTRAIN_KEY_PASSWORD") or None
     made = sign_release(home_of(home), reference, key, password=password, actor=_who(actor))
@@ -301,7 +301,7 @@ def publish(
     """
     import dataclasses
 
-    from posttrain.artifacts.releases.lanes import publish_release
+    from posttrain.releases.lanes import publish_release
 
     options["actor"] = _who(options["actor"])
     done = publish_release(home_of(home), reference, lane, expect=expect, **options)
@@ -325,7 +325,7 @@ def publish(
 @home_option
 def export(reference: str, *, output: Path, home: Path | None) -> None:
     """Write REF with all its pieces and signatures into a folder; `release verify FOLDER` needs no home to check it."""
-    from posttrain.artifacts.releases.export import export_release
+    from posttrain.releases.export import export_release
 
     click.echo(export_release(home_of(home), reference, output))
 
@@ -337,7 +337,7 @@ def _count(problems: list[Problem]) -> str:
 
 
 def _manifest_of(reference: str, opened: Home) -> tuple[Artifact, ReleaseManifest]:
-    from posttrain.artifacts.releases.lanes import find_release, read_release
+    from posttrain.releases.lanes import find_release, read_release
 
     found = find_release(opened, reference)
     return found, read_release(opened, found)
@@ -345,7 +345,7 @@ def _manifest_of(reference: str, opened: Home) -> tuple[Artifact, ReleaseManifes
 
 def _anywhere(reference: str, home: Path | None) -> ReleaseManifest:
     """The manifest of an exported folder, or of a release of the home."""
-    from posttrain.artifacts.releases.export import read_exported
+    from posttrain.releases.export import read_exported
 
     if (folder := _exported(reference)) is not None:
         return read_exported(folder)
@@ -354,7 +354,7 @@ def _anywhere(reference: str, home: Path | None) -> ReleaseManifest:
 
 def _exported(reference: str) -> Path | None:
     """The exported folder that is meant; with a slash, so that a folder v1.3 is never taken for the release v1.3."""
-    from posttrain.artifacts.releases.export import is_export
+    from posttrain.releases.export import is_export
 
     return Path(reference) if "/" in reference and is_export(Path(reference)) else None
 
@@ -363,7 +363,7 @@ def _merged(written: dict[str, Any], options: dict[str, Any]) -> dict[str, Any]:
     """The spec file's keys with those of the options over them."""
     import yaml
 
-    from posttrain.artifacts.releases.spec import read_yaml
+    from posttrain.releases.spec import read_yaml
 
     spec = dict(written)
     for name in ("name", "model", "decision", "drift_profile", "parent"):
@@ -401,7 +401,7 @@ def _who(actor: str | None) -> str:
 
 
 def _print_pieces(manifest: ReleaseManifest) -> None:
-    from posttrain.artifacts.releases.records import ArtifactPiece, FilesPiece, pieces
+    from posttrain.releases.records import ArtifactPiece, FilesPiece, pieces
 
     rows = []
     for field, piece in pieces(manifest):
@@ -413,7 +413,7 @@ def _print_pieces(manifest: ReleaseManifest) -> None:
 
 
 def _print_external(manifest: ReleaseManifest) -> None:
-    from posttrain.artifacts.releases.verify import external_pieces
+    from posttrain.releases.verify import external_pieces
 
     for line in external_pieces(manifest):
         click.echo(f"not verified here: {line}")

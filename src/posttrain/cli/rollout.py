@@ -70,8 +70,8 @@ def plan(
     is rolled back. For every stage: the requests that it needs and the time that it takes.
     """
     from posttrain.promotion.grammar import parse_contract, read_contract
-    from posttrain.serving.rollout.plan import STAGING_RULES, make_plan
-    from posttrain.serving.rollout.plan_text import render_plan
+    from posttrain.rollouts.plan import STAGING_RULES, make_plan
+    from posttrain.rollouts.plan_text import render_plan
 
     rules = parse_contract(STAGING_RULES) if contract is None else read_contract(contract)
     made = make_plan(rules, requests=requests, hours=hours, traffic=traffic, looks=looks)

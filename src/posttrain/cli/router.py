@@ -10,7 +10,7 @@ import click
 from posttrain.cli._options import json_option, print_json
 
 if TYPE_CHECKING:
-    from posttrain.serving.router.evaluate import RouterReport
+    from posttrain.routing.evaluate import RouterReport
 
 
 _FILE = click.Path(path_type=Path, dir_okay=False)
@@ -53,9 +53,9 @@ def train(
     """Train a router, and judge it on the held-out rows."""
     if quality_floor is not None and cost_weight is not None:
         raise click.UsageError("--quality-floor and --cost-weight exclude each other")
-    from posttrain.serving.router.evaluate import evaluate_router
-    from posttrain.serving.router.rows import part_of, read_rows
-    from posttrain.serving.router.train import CostWeight, QualityFloor, TrainConfig, train_router
+    from posttrain.routing.evaluate import evaluate_router
+    from posttrain.routing.rows import part_of, read_rows
+    from posttrain.routing.train import CostWeight, QualityFloor, TrainConfig, train_router
 
     as_json = options.pop("as_json")
     policy = (
@@ -81,9 +81,9 @@ def train(
 @json_option
 def evaluate(model: Path, rows: Path, everything: bool, as_json: bool) -> None:
     """Judge a router on the held-out part of ROWS: beside always-big, always-small and an oracle."""
-    from posttrain.serving.router.evaluate import evaluate_router
-    from posttrain.serving.router.model import RouterModel
-    from posttrain.serving.router.rows import part_of, read_rows
+    from posttrain.routing.evaluate import evaluate_router
+    from posttrain.routing.model import RouterModel
+    from posttrain.routing.rows import part_of, read_rows
 
     found = read_rows(rows)
     report = evaluate_router(RouterModel.read(model), found if everything else part_of(found, "test"))

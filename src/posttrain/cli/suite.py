@@ -10,7 +10,7 @@ import click
 from posttrain.cli._options import home_option, json_option, print_json, print_table, settings_of
 
 if TYPE_CHECKING:
-    from posttrain.environments.suite import Suite, SuiteDiff
+    from posttrain.environments.suites.suite import Suite, SuiteDiff
 
 _MAX_ENTRIES_SHOWN = 40
 
@@ -48,8 +48,8 @@ def build(
     import yaml
 
     from posttrain.artifacts.home import open_home
-    from posttrain.environments.suite_files import parse_suite, write_suite
-    from posttrain.evaluation.suite_stage import SuiteConfig, build_files
+    from posttrain.environments.suites.files import parse_suite, write_suite
+    from posttrain.evaluation.suites.build import SuiteConfig, build_files
     from posttrain.pipelines.suites import keep_suite
 
     pairs = [text.partition("=") for text in overrides]
@@ -76,7 +76,7 @@ def build(
 @home_option
 def show(reference: str, *, as_json: bool, home: Path | None) -> None:
     """Show what SUITE holds: its identity, settings, slices, tools."""
-    from posttrain.environments.suite_files import parse_suite
+    from posttrain.environments.suites.files import parse_suite
     from posttrain.pipelines.suites import find_suite
 
     found = parse_suite(find_suite(settings_of(home), reference))
@@ -94,7 +94,7 @@ def show(reference: str, *, as_json: bool, home: Path | None) -> None:
 def verify(reference: str, *, expect: str | None, as_json: bool, home: Path | None) -> None:
     """Hash every byte of SUITE again, and derive again what is derived."""
     from posttrain.core.errors import DataError
-    from posttrain.evaluation.frozen_code import check_code
+    from posttrain.evaluation.suites.frozen_code import check_code
     from posttrain.pipelines.suites import find_suite, verify_suite
 
     found = verify_suite(find_suite(settings_of(home), reference))
@@ -121,7 +121,7 @@ def verify(reference: str, *, expect: str | None, as_json: bool, home: Path | No
 @click.pass_context
 def diff(context: click.Context, first: str, second: str, *, as_json: bool, home: Path | None) -> None:
     """Say in what two suites differ: parts, files, cases, recorded replies, settings. Exit code 1 where they do."""
-    from posttrain.environments.suite_diff import diff_suites
+    from posttrain.environments.suites.diff import diff_suites
     from posttrain.pipelines.suites import find_suite
 
     settings = settings_of(home)

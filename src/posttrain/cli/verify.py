@@ -20,7 +20,7 @@ def verify(*, as_json: bool, home: Path | None) -> int:
     """
     import dataclasses
 
-    from posttrain.artifacts.verify import verify_home
+    from posttrain.releases.verify import verify_everything
 
     opened = home_of(home)
     shows_progress = not as_json and sys.stderr.isatty()
@@ -29,7 +29,7 @@ def verify(*, as_json: bool, home: Path | None) -> int:
         if shows_progress:
             click.echo(f"\r{done}/{total} files", nl=False, err=True)
 
-    problems = verify_home(opened, progress)
+    problems = verify_everything(opened, progress)
     if shows_progress:
         click.echo("", err=True)
     artifacts = sum(1 for _ in opened.store.digests())

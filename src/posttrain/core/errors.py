@@ -18,6 +18,7 @@ traceback, with ``hint`` (what to change) on a line of its own, and exits with `
     ├── StageError (RuntimeError)     a stage could not finish
     │   ├── PreflightError            refused before any training
     │   └── HealthError               stopped by a health limit during training
+    ├── ServingError (RuntimeError)   the gateway or a part that it needs; each room adds its own below it
     └── Interrupted                   the user asked to stop; exit 130
 
 How to add one: subclass the boundary it belongs to; only add a class when a caller would catch it by itself.
@@ -108,3 +109,7 @@ class Interrupted(PosttrainError):
     """The user asked to stop. Finished work is kept; the same command resumes."""
 
     exit_code = 130
+
+
+class ServingError(PosttrainError, RuntimeError):
+    """The gateway, or a part that it needs, failed."""

@@ -5,6 +5,6 @@ a suite (``evaluation``).
 """
 
 from posttrain.environments.records import Answer, Case, ToolCall
-from posttrain.environments.slice_records import SliceSpec, ToolSpec, call_key
+from posttrain.environments.suites.slice_records import SliceSpec, ToolSpec, call_key
 
 __all__ = ["Answer", "Case", "SliceSpec", "ToolCall", "ToolSpec", "call_key"]

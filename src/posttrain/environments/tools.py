@@ -18,8 +18,8 @@ from dataclasses import dataclass
 from posttrain.core.clock import Clock, FixedClock
 from posttrain.core.suggest import did_you_mean
 from posttrain.environments.records import ToolCall
-from posttrain.environments.slice_records import SliceSpec, ToolSpec, call_key
-from posttrain.environments.suite import ClockTool, ComputedTool, FileTool, SearchTool, Suite
+from posttrain.environments.suites.slice_records import SliceSpec, ToolSpec, call_key
+from posttrain.environments.suites.suite import ClockTool, ComputedTool, FileTool, SearchTool, Suite
 
 UNKNOWN_TOOL = "error: there is no tool of this name"
 BAD_ARGUMENTS = "error: the arguments are not a JSON object"

@@ -11,8 +11,28 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from posttrain.evaluation.figures import Drawing, draw_outcomes, draw_training
-    from posttrain.evaluation.measures import MEASURES, compare, measure_info, measure_rows
+    from posttrain.evaluation.heldout.figures import Drawing, draw_outcomes, draw_training
+    from posttrain.evaluation.heldout.measures import MEASURES, compare, measure_info, measure_rows
+    from posttrain.evaluation.heldout.records import (
+        CaseRow,
+        Comparison,
+        EvaluationReport,
+        Measure,
+        PairedDifference,
+        Slice,
+        dump_case_rows,
+        load_case_rows,
+    )
+    from posttrain.evaluation.heldout.report import render_report
+    from posttrain.evaluation.heldout.summary import (
+        Completion,
+        Example,
+        ModelRow,
+        ReportData,
+        headline,
+        pick_examples,
+    )
+    from posttrain.evaluation.heldout.terminal import render_terminal, render_text
     from posttrain.evaluation.outcomes import (
         Arm,
         Column,
@@ -27,30 +47,10 @@ if TYPE_CHECKING:
         read_outcomes,
         write_outcomes,
     )
-    from posttrain.evaluation.records import (
-        CaseRow,
-        Comparison,
-        EvaluationReport,
-        Measure,
-        PairedDifference,
-        Slice,
-        dump_case_rows,
-        load_case_rows,
-    )
-    from posttrain.evaluation.report import render_report
-    from posttrain.evaluation.summary import (
-        Completion,
-        Example,
-        ModelRow,
-        ReportData,
-        headline,
-        pick_examples,
-    )
-    from posttrain.evaluation.terminal import render_terminal, render_text
 
 _HOMES = {
-    "figures": ("Drawing", "draw_outcomes", "draw_training"),
-    "measures": ("MEASURES", "compare", "measure_info", "measure_rows"),
+    "heldout.figures": ("Drawing", "draw_outcomes", "draw_training"),
+    "heldout.measures": ("MEASURES", "compare", "measure_info", "measure_rows"),
     "outcomes": (
         "Arm",
         "Column",
@@ -65,7 +65,7 @@ _HOMES = {
         "read_outcomes",
         "write_outcomes",
     ),
-    "records": (
+    "heldout.records": (
         "CaseRow",
         "Comparison",
         "EvaluationReport",
@@ -75,9 +75,9 @@ _HOMES = {
         "dump_case_rows",
         "load_case_rows",
     ),
-    "report": ("render_report",),
-    "summary": ("Completion", "Example", "ModelRow", "ReportData", "headline", "pick_examples"),
-    "terminal": ("render_terminal", "render_text"),
+    "heldout.report": ("render_report",),
+    "heldout.summary": ("Completion", "Example", "ModelRow", "ReportData", "headline", "pick_examples"),
+    "heldout.terminal": ("render_terminal", "render_text"),
 }
 _MODULE_OF = {name: module for module, names in _HOMES.items() for name in names}
 

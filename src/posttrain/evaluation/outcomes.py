@@ -34,7 +34,7 @@ from posttrain.core.canonical import digest_bytes
 from posttrain.core.documents import Digest, Document, Record
 from posttrain.core.errors import DataError
 from posttrain.core.suggest import did_you_mean
-from posttrain.evaluation.records import Scalar
+from posttrain.evaluation.heldout.records import Scalar
 
 if TYPE_CHECKING:
     import pyarrow as pa

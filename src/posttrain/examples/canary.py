@@ -21,13 +21,12 @@ from typing import Any, NamedTuple
 
 from posttrain.artifacts.errors import ConflictError
 from posttrain.artifacts.home import Home, resolve
-from posttrain.artifacts.releases.create import create_release
 from posttrain.core.atomic import locked, make_folder, remove_tree
-from posttrain.core.errors import UnknownReferenceError
+from posttrain.core.errors import ServingError, UnknownReferenceError
+from posttrain.releases.create import create_release
 from posttrain.serving.config import ServeConfig
 from posttrain.serving.control.admin import AdminClient
 from posttrain.serving.control.control import Control
-from posttrain.serving.errors import ServingError
 
 MODEL = "assistant"
 CONTRACT = """\

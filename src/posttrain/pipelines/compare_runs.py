@@ -16,7 +16,7 @@ from posttrain.artifacts.home import Home, resolve
 from posttrain.artifacts.records import Artifact, RunRecord
 from posttrain.core.errors import UnknownReferenceError, UsageError
 from posttrain.core.suggest import did_you_mean
-from posttrain.evaluation.evaluate import CASES_FILE, REPORT_FILE
+from posttrain.evaluation.heldout.evaluate import CASES_FILE, REPORT_FILE
 from posttrain.pipelines.recipe import split_stage_output
 from posttrain.pipelines.runs import find_run
 
@@ -38,8 +38,8 @@ def compare_runs(home: Home, references: Sequence[str], column: str | None = Non
     ``column`` is the label of a column of their reports; by default the last one of each. Raises UnknownReferenceError
     and UsageError.
     """
-    from posttrain.evaluation.measures import compare
-    from posttrain.evaluation.records import EvaluationReport, load_case_rows
+    from posttrain.evaluation.heldout.measures import compare
+    from posttrain.evaluation.heldout.records import EvaluationReport, load_case_rows
 
     runs = [find_run(home, reference) for reference in references]
     if len({run.id for run in runs}) < 2:

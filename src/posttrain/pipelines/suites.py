@@ -21,8 +21,8 @@ from posttrain.core.canonical import canonical_json
 from posttrain.core.errors import DataError, UnknownReferenceError
 from posttrain.core.events import EventSink, ignore_events
 from posttrain.core.settings import Settings
-from posttrain.environments.suite_files import SUITE_FILE, check_files, parse_suite, read_files
-from posttrain.evaluation.suite_stage import STANDARD, SuiteConfig, build_files, keep_files
+from posttrain.environments.suites.files import SUITE_FILE, check_files, parse_suite, read_files
+from posttrain.evaluation.suites.build import STANDARD, SuiteConfig, build_files, keep_files
 from posttrain.pipelines.overrides import apply_overrides
 from posttrain.pipelines.plan import existing_home, lookup_in
 from posttrain.pipelines.registry import STAGES
@@ -31,10 +31,10 @@ from posttrain.pipelines.runner import run_recipe
 from posttrain.pipelines.single import stage_recipe
 
 if TYPE_CHECKING:
-    from posttrain.environments.suite import Suite
-    from posttrain.evaluation.suite_proof import Proof
-    from posttrain.evaluation.suite_report import SuiteReport
-    from posttrain.evaluation.suite_summary import SuiteSummary
+    from posttrain.environments.suites.suite import Suite
+    from posttrain.evaluation.suites.proof import Proof
+    from posttrain.evaluation.suites.report import SuiteReport
+    from posttrain.evaluation.suites.summary import SuiteSummary
 
 PROOF_FILE = "proof.json"
 _STAGE = "evaluate_suite"
@@ -75,7 +75,7 @@ def verify_suite(files: Mapping[str, bytes]) -> Suite:
 
     Whether it was built with the code that is installed is told by ``evaluation.frozen_code.check_code``.
     """
-    from posttrain.environments.suite_files import parse_contents, suite_files
+    from posttrain.environments.suites.files import parse_contents, suite_files
 
     suite = parse_suite(files)
     again = suite_files(parse_contents(files))
@@ -129,7 +129,7 @@ def evaluate_model(
 
     Raises DataError, before anything runs, where the baseline was measured on another suite.
     """
-    from posttrain.evaluation.suite_report import check_suite, read_report
+    from posttrain.evaluation.suites.report import check_suite, read_report
 
     files = find_suite(settings, request.suite)
     if baseline is not None:
@@ -152,7 +152,7 @@ def evaluate_model(
 
 def read_baseline(settings: Settings, reference: str) -> SuiteReport:
     """The report that ``reference`` names: an artifact, or a folder. Raises DataError, UnknownReferenceError."""
-    from posttrain.evaluation.suite_report import read_report
+    from posttrain.evaluation.suites.report import read_report
 
     folder = Path(reference)
     if folder.is_dir():
@@ -184,7 +184,7 @@ def prove_evaluation(
     stop: StopRequest | None = None,
 ) -> tuple[Proof, Artifact]:
     """Play again, otherwise, and keep the proof, whatever it says, as an artifact made from the report."""
-    from posttrain.evaluation.suite_proof import prove
+    from posttrain.evaluation.suites.proof import prove
 
     home = open_home(settings)
     stage = done.resolved.stages[0]
@@ -212,7 +212,7 @@ def _model(home: Home, request: EvaluationRequest, inputs: dict[str, Artifact]) 
     """The stage's ``model`` for what a person typed; artifacts that it needs are added to ``inputs``."""
     text = request.model
     if text.startswith(_POLICY):
-        from posttrain.evaluation.scripted import read_policy
+        from posttrain.evaluation.suites.scripted import read_policy
 
         return {"kind": "policy", "policy": read_policy(text).model_dump(mode="json")}
     if text.startswith(("http://", "https://")):

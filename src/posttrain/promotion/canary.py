@@ -23,7 +23,6 @@ from numpy.typing import NDArray
 
 from posttrain.core.errors import UsageError
 from posttrain.evaluation.outcomes import Evaluated
-from posttrain.evaluation.sequential import Trip, rate_trip, sample_ratio_p_value
 from posttrain.promotion.checks import judge_reading
 from posttrain.promotion.errors import GateError
 from posttrain.promotion.judging import guarded, number
@@ -31,6 +30,7 @@ from posttrain.promotion.metrics import Metric, Proportion, Quantile, Reading, f
 from posttrain.promotion.records import Check, SampleRatio
 from posttrain.promotion.rules import Options, ThresholdRule
 from posttrain.promotion.world import Table, World
+from posttrain.statistics.sequential import Trip, rate_trip, sample_ratio_p_value
 
 TIME_COLUMN = "at_ms"
 """When a request came, milliseconds of any clock that only goes forward; an int64 column of canary records."""

@@ -12,8 +12,6 @@ from fractions import Fraction
 import numpy as np
 
 from posttrain.core.errors import UsageError
-from posttrain.evaluation import exact, order, power
-from posttrain.evaluation.statistics import Estimate
 from posttrain.promotion.errors import GateError
 from posttrain.promotion.judging import (
     bound_verdict,
@@ -31,6 +29,8 @@ from posttrain.promotion.rates import check_pass_at_k, check_rate
 from posttrain.promotion.records import Check, Verdict
 from posttrain.promotion.rules import Options, ThresholdRule
 from posttrain.promotion.world import Sample, Table, World
+from posttrain.statistics import exact, order, power
+from posttrain.statistics.intervals import Estimate
 
 
 def check_threshold(rule: ThresholdRule, world: World) -> Check:

@@ -18,10 +18,7 @@ from scipy import special
 
 from posttrain.core.errors import UnknownReferenceError
 from posttrain.core.suggest import did_you_mean
-from posttrain.evaluation import power
 from posttrain.evaluation.outcomes import OutcomesHeader
-from posttrain.evaluation.sequential import log_evidence
-from posttrain.evaluation.statistics import clopper_pearson
 from posttrain.promotion.grammar import parse_rule
 from posttrain.promotion.judging import label, misdirection
 from posttrain.promotion.metrics import (
@@ -35,6 +32,9 @@ from posttrain.promotion.metrics import (
     find_metric,
 )
 from posttrain.promotion.rules import Contract, MetricCall, NoRegressionRule, Rule, ThresholdRule
+from posttrain.statistics import power
+from posttrain.statistics.intervals import clopper_pearson
+from posttrain.statistics.sequential import log_evidence
 
 FEW = 200
 """Cases below which a point says little: its interval is wider than ten points."""

@@ -16,8 +16,6 @@ from scipy import special
 
 from posttrain.core.errors import UsageError
 from posttrain.core.suggest import did_you_mean
-from posttrain.evaluation import exact, power
-from posttrain.evaluation.statistics import paired_clustered_difference, tango_interval, tango_score
 from posttrain.promotion.errors import GateError
 from posttrain.promotion.judging import (
     bound_verdict,
@@ -34,6 +32,8 @@ from posttrain.promotion.rates import case_means
 from posttrain.promotion.records import Check, Verdict
 from posttrain.promotion.rules import MetricCall, NoRegressionRule, ThresholdRule
 from posttrain.promotion.world import Sample, World
+from posttrain.statistics import exact, power
+from posttrain.statistics.intervals import paired_clustered_difference, tango_interval, tango_score
 
 _SUCCESS = MetricCall("success", at=1)
 

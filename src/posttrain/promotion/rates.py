@@ -15,14 +15,14 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy import special
 
-from posttrain.evaluation import exact, power
-from posttrain.evaluation.statistics import clopper_pearson, clustered_proportion
 from posttrain.promotion.errors import GateError
 from posttrain.promotion.judging import bound_verdict, compare, label, number, relation, settle, too_few
 from posttrain.promotion.metrics import SUCCESS, Metric, PassAtK
 from posttrain.promotion.records import Check, Verdict
 from posttrain.promotion.rules import Options, ThresholdRule
 from posttrain.promotion.world import Sample, Table, World
+from posttrain.statistics import exact, power
+from posttrain.statistics.intervals import clopper_pearson, clustered_proportion
 
 MIN_CLUSTERS = 100
 """Cases below which ``korn-graubard`` may not decide: its lower end misses too often there."""

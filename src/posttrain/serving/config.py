@@ -22,13 +22,13 @@ from typing import Any, ClassVar, Literal, Self, TypeAlias
 from pydantic import Field, TypeAdapter, model_validator
 
 from posttrain.core.documents import Document, Record
-from posttrain.serving.drivers.records import EngineConfig, RecordedConfig
+from posttrain.engines.drivers.records import EngineConfig, RecordedConfig
+from posttrain.guardrails.config import GuardrailConfig
+from posttrain.routing.config import Aggregation, RouterConfig
+from posttrain.routing.records import Arm, Experiment, Target, Unit, Upstream, check_routing
 from posttrain.serving.gateway.config import BreakerConfig, LimitsConfig, RetryConfig, ShadowConfig
-from posttrain.serving.guardrails.config import GuardrailConfig
-from posttrain.serving.records import Arm, Experiment, Target, Unit, Upstream, check_routing
-from posttrain.serving.router.config import Aggregation, RouterConfig
 from posttrain.serving.shadow.config import ShadowJudge
-from posttrain.serving.traffic.config import TrafficConfig
+from posttrain.traffic.config import TrafficConfig
 
 ENGINE: TypeAdapter[EngineConfig] = TypeAdapter(EngineConfig)
 Access: TypeAlias = Literal["keys", "open"]

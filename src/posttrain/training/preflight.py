@@ -20,7 +20,7 @@ from posttrain.data.prompts import PromptRow
 
 if TYPE_CHECKING:
     from posttrain.rewards.pool import VerifierPool
-    from posttrain.training.grpo import GrpoConfig
+    from posttrain.training.stages.grpo import GrpoConfig
 
 
 class PreflightConfig(BaseModel):

@@ -14,7 +14,7 @@ from posttrain.core.suggest import did_you_mean
 from posttrain.engines.reward_scorer import RewardScorer
 from posttrain.environments.records import Answer, Case
 from posttrain.environments.sandbox import Sandbox
-from posttrain.environments.slice_records import SliceSpec
+from posttrain.environments.suites.slice_records import SliceSpec
 from posttrain.evaluation.graders import config as c
 from posttrain.evaluation.graders import learned, rules, texts, tool_calls, unit_tests
 from posttrain.evaluation.graders.records import Grade, Grader, Metric, MetricValue

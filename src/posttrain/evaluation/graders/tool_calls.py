@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 
 from posttrain.environments.records import Answer, Case, ToolCall
-from posttrain.environments.slice_records import ToolSpec
+from posttrain.environments.suites.slice_records import ToolSpec
 from posttrain.evaluation.graders import config as c
 from posttrain.evaluation.graders.records import Grade, Metric
 from posttrain.evaluation.graders.schemas import Schema

@@ -24,8 +24,8 @@ from pathlib import Path
 from typing import NamedTuple
 
 from posttrain.core.atomic import locked, make_folder, storage_errors, unique_name
+from posttrain.core.errors import ServingError
 from posttrain.serving.access.records import Budgets
-from posttrain.serving.errors import ServingError
 
 MAX_KEYS = 4096
 """Counters in a file; half a kilobyte for each key and worker."""

@@ -24,8 +24,7 @@ from typing import Any
 from urllib.parse import parse_qsl, urlsplit
 
 from posttrain.core.atomic import write_atomic
-from posttrain.core.errors import PosttrainError, UnknownReferenceError, UsageError
-from posttrain.serving.errors import ServingError
+from posttrain.core.errors import PosttrainError, ServingError, UnknownReferenceError, UsageError
 
 Handler = Callable[[Mapping[str, Any]], Awaitable[Any]]
 """Gets the query and the JSON body as one mapping, and ``rest``: what stands behind the route's path."""

@@ -14,12 +14,12 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from posttrain.core.errors import ServingError
+from posttrain.routing.config import PRODUCTION
+from posttrain.routing.files import keep_model
+from posttrain.routing.records import Route, Snapshot, Target, Upstream
 from posttrain.serving.config import RouteConfig, ServeConfig
 from posttrain.serving.control.deploy import Deployer
-from posttrain.serving.errors import ServingError
-from posttrain.serving.records import Route, Snapshot, Target, Upstream
-from posttrain.serving.router.config import PRODUCTION
-from posttrain.serving.router.files import keep_model
 
 
 async def first_snapshot(

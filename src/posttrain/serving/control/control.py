@@ -22,7 +22,8 @@ from posttrain.artifacts.errors import ConflictError
 from posttrain.artifacts.home import Home
 from posttrain.core.atomic import locked, make_folder, write_atomic
 from posttrain.core.clock import utc_now
-from posttrain.core.errors import PosttrainError
+from posttrain.core.errors import PosttrainError, ServingError
+from posttrain.routing.records import Snapshot, Target, Upstream
 from posttrain.serving.access.check import is_loopback, require_access
 from posttrain.serving.config import ServeConfig, split_address
 from posttrain.serving.control.admin import AdminServer
@@ -37,14 +38,12 @@ from posttrain.serving.control.rollouts import RolloutKeeper
 from posttrain.serving.control.snapshots import SnapshotStore
 from posttrain.serving.control.surface import Surface
 from posttrain.serving.control.swap import Change, Swapper
-from posttrain.serving.errors import ServingError
 from posttrain.serving.gateway.config import WorkerConfig
-from posttrain.serving.records import Snapshot, Target, Upstream
-from posttrain.serving.traffic.audit import OwnerCount, reconcile
-from posttrain.serving.traffic.follow import Follower
-from posttrain.serving.traffic.index import TrafficIndex
-from posttrain.serving.traffic.indexer import index_once
-from posttrain.serving.traffic.pseudonym import load_or_make_secret
+from posttrain.traffic.audit import OwnerCount, reconcile
+from posttrain.traffic.follow import Follower
+from posttrain.traffic.index import TrafficIndex
+from posttrain.traffic.indexer import index_once
+from posttrain.traffic.pseudonym import load_or_make_secret
 
 TICK_SECONDS = 0.2
 """How often the traffic is looked at."""

@@ -23,22 +23,22 @@ from pydantic import ValidationError
 
 from posttrain.artifacts.errors import ReleaseError
 from posttrain.artifacts.home import Home
-from posttrain.artifacts.releases.load import LoadedRelease, load_release
 from posttrain.core.atomic import make_folder, remove_tree
 from posttrain.core.canonical import digest_json, short
 from posttrain.core.errors import ConfigError, StoreError
 from posttrain.core.explain import Written, check_model
 from posttrain.core.suggest import did_you_mean
 from posttrain.core.yaml_text import parse_document
+from posttrain.engines.drivers.adapters import AdapterManager
+from posttrain.engines.drivers.probe import Probe, probe
+from posttrain.engines.drivers.protocol import EngineDriver
+from posttrain.engines.drivers.recorded import RecordedDriver
+from posttrain.engines.drivers.records import AdapterRef, EngineConfig, ServedFolder
+from posttrain.engines.drivers.registry import create_driver
+from posttrain.engines.errors import EngineError, ReleaseRefused
+from posttrain.releases.load import LoadedRelease, load_release
+from posttrain.routing.records import EngineKind, Target, Upstream
 from posttrain.serving.config import RouteConfig, ServeConfig, TargetConfig
-from posttrain.serving.drivers.adapters import AdapterManager
-from posttrain.serving.drivers.probe import Probe, probe
-from posttrain.serving.drivers.protocol import EngineDriver
-from posttrain.serving.drivers.recorded import RecordedDriver
-from posttrain.serving.drivers.records import AdapterRef, EngineConfig, ServedFolder
-from posttrain.serving.drivers.registry import create_driver
-from posttrain.serving.errors import EngineError, ReleaseRefused
-from posttrain.serving.records import EngineKind, Target, Upstream
 
 _SILENT_LOOKS = 4
 BASE = "base"

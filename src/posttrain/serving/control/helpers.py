@@ -13,8 +13,8 @@ from importlib.util import find_spec
 from pathlib import Path
 
 from posttrain.artifacts.home import Home
+from posttrain.engines.drivers.processes import EngineProcess
 from posttrain.serving.config import ServeConfig
-from posttrain.serving.drivers.processes import EngineProcess
 
 _FIRST_PAUSE_SECONDS = 0.1
 _MAX_PAUSE_SECONDS = 5.0
@@ -22,7 +22,7 @@ _MAX_PAUSE_SECONDS = 5.0
 
 def helper_commands(config: ServeConfig, folder: Path, home: Home) -> dict[str, list[str]]:
     """Name to command of every helper of this gateway; ``folder`` is the traffic log."""
-    indexer = [sys.executable, "-m", "posttrain.serving.traffic", "--folder", str(folder)]
+    indexer = [sys.executable, "-m", "posttrain.traffic", "--folder", str(folder)]
     # Without pyarrow segments stay as they are: nothing is lost by it but space.
     history = config.traffic.history_after_seconds if find_spec("pyarrow") is not None else None
     for option, value in (

@@ -14,8 +14,8 @@ from typing import ClassVar
 from posttrain.core.atomic import write_atomic
 from posttrain.core.documents import Document
 from posttrain.core.errors import DataError
-from posttrain.serving.errors import RolloutError
-from posttrain.serving.records import Snapshot, Target, Upstream
+from posttrain.rollouts.errors import RolloutError
+from posttrain.routing.records import Snapshot, Target, Upstream
 
 
 class Latch(Document):

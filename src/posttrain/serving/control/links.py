@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from posttrain.core.canonical import digest_bytes
-from posttrain.serving.errors import ServingError
+from posttrain.core.errors import ServingError
 
 _SOCKET_PATH_BYTES = 100
 _LINE_BYTES = 64 << 20

@@ -20,9 +20,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from posttrain.core.atomic import make_folder, write_atomic
+from posttrain.core.errors import ServingError
 from posttrain.serving.control.links import WorkerLink, WorkerLinks
 from posttrain.serving.control.processes import ProcessId, process
-from posttrain.serving.errors import ServingError
 
 _FIRST_PAUSE_SECONDS = 0.1
 _MAX_PAUSE_SECONDS = 5.0

@@ -13,18 +13,18 @@ from datetime import UTC, datetime
 from typing import Any
 
 from posttrain.artifacts.home import Home, resolve
-from posttrain.artifacts.releases.lanes import find_release, read_release
-from posttrain.artifacts.releases.records import ReleaseManifest
 from posttrain.core.errors import DataError, UsageError
 from posttrain.promotion.grammar import parse_contract
 from posttrain.promotion.records import Decision
+from posttrain.releases.lanes import find_release, read_release
+from posttrain.releases.records import ReleaseManifest
+from posttrain.rollouts.errors import RolloutError
+from posttrain.rollouts.events import DecisionAttached
+from posttrain.rollouts.records import RolloutSpec, ShadowRule, Stage
+from posttrain.rollouts.registered import spec_from_contract
+from posttrain.routing.records import Snapshot, Target, Upstream
 from posttrain.serving.config import TargetConfig
 from posttrain.serving.control.deploy import Deployer
-from posttrain.serving.errors import RolloutError
-from posttrain.serving.records import Snapshot, Target, Upstream
-from posttrain.serving.rollout.events import DecisionAttached
-from posttrain.serving.rollout.records import RolloutSpec, ShadowRule, Stage
-from posttrain.serving.rollout.registered import spec_from_contract
 
 _DECISION_FILE = "decision.json"
 

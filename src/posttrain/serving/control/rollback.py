@@ -20,6 +20,8 @@ from typing import Any
 
 from posttrain.core.clock import utc_now
 from posttrain.core.errors import StoreError
+from posttrain.rollouts.errors import RolloutError
+from posttrain.routing.records import Route, Snapshot, Target, Upstream
 from posttrain.serving.control.history import (
     Latch,
     Latches,
@@ -28,8 +30,6 @@ from posttrain.serving.control.history import (
     upstreams_of,
 )
 from posttrain.serving.control.swap import Change, Swapper
-from posttrain.serving.errors import RolloutError
-from posttrain.serving.records import Route, Snapshot, Target, Upstream
 
 Ready = Callable[[str, Target, tuple[Upstream, ...]], Awaitable[tuple[Target, tuple[Upstream, ...]]]]
 """Verify, load and probe a target of a route; gives it back with the upstreams that hold it now, or raises."""

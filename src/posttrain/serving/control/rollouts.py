@@ -22,12 +22,8 @@ from posttrain.core.atomic import write_atomic
 from posttrain.core.clock import utc_now
 from posttrain.core.errors import PosttrainError, StoreError, UnknownReferenceError
 from posttrain.core.suggest import did_you_mean
-from posttrain.serving.control.history import Latch, Latches
-from posttrain.serving.control.rollback import Journal, Ready, Rollback, RollbackReport
-from posttrain.serving.control.swap import Swapper, SwapReport
-from posttrain.serving.errors import RolloutError
-from posttrain.serving.records import Snapshot, Target, Upstream
-from posttrain.serving.rollout.events import (
+from posttrain.rollouts.errors import RolloutError
+from posttrain.rollouts.events import (
     CONTROL,
     Aborted,
     Advanced,
@@ -43,13 +39,17 @@ from posttrain.serving.rollout.events import (
     Started,
     Tripped,
 )
-from posttrain.serving.rollout.fold import RolloutState, fold
-from posttrain.serving.rollout.journal import RolloutJournal, events_of
-from posttrain.serving.rollout.observe import Observer
-from posttrain.serving.rollout.records import RolloutSpec
-from posttrain.serving.rollout.snapshots import snapshot_for
-from posttrain.serving.rollout.steps import Action, Facts, Step, allowed, next_step, progress, stage_requests
-from posttrain.serving.rollout.triggers import evaluate
+from posttrain.rollouts.fold import RolloutState, fold
+from posttrain.rollouts.journal import RolloutJournal, events_of
+from posttrain.rollouts.observe import Observer
+from posttrain.rollouts.records import RolloutSpec
+from posttrain.rollouts.snapshots import snapshot_for
+from posttrain.rollouts.steps import Action, Facts, Step, allowed, next_step, progress, stage_requests
+from posttrain.rollouts.triggers import evaluate
+from posttrain.routing.records import Snapshot, Target, Upstream
+from posttrain.serving.control.history import Latch, Latches
+from posttrain.serving.control.rollback import Journal, Ready, Rollback, RollbackReport
+from posttrain.serving.control.swap import Swapper, SwapReport
 
 Rows = Iterable[Mapping[str, Any]]
 

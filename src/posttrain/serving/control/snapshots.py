@@ -10,8 +10,8 @@ from __future__ import annotations
 from pathlib import Path
 
 from posttrain.core.atomic import make_folder, move_new, storage_errors, sync_file, sync_folder, unique_name
-from posttrain.serving.errors import ServingError
-from posttrain.serving.records import Snapshot
+from posttrain.core.errors import ServingError
+from posttrain.routing.records import Snapshot
 
 
 class SnapshotStore:

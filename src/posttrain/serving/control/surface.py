@@ -12,10 +12,10 @@ from typing import TYPE_CHECKING, Any
 
 from posttrain.core.errors import PosttrainError, UnknownReferenceError, UsageError
 from posttrain.core.suggest import did_you_mean
+from posttrain.rollouts.steps import Action
 from posttrain.serving.control.admin import Handler
 from posttrain.serving.control.proposals import attach_decision, propose
 from posttrain.serving.control.rollback import as_json
-from posttrain.serving.rollout.steps import Action
 
 if TYPE_CHECKING:
     from posttrain.serving.control.control import Control

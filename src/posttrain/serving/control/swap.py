@@ -14,10 +14,10 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from posttrain.core.clock import utc_now
+from posttrain.core.errors import ServingError
+from posttrain.routing.records import Snapshot
 from posttrain.serving.control.links import WorkerLinks
 from posttrain.serving.control.snapshots import SnapshotStore
-from posttrain.serving.errors import ServingError
-from posttrain.serving.records import Snapshot
 
 Change = Callable[[Snapshot], Snapshot]
 """From the current snapshot to the wanted one; epoch, time and reason are set by the swap."""

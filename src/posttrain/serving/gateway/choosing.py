@@ -12,13 +12,13 @@ from pathlib import Path
 from typing import Any
 
 from posttrain.core.errors import PosttrainError
+from posttrain.routing.aggregate import question_of
+from posttrain.routing.choose import Asked, Choice, Router
+from posttrain.routing.config import PRODUCTION, RouterConfig
+from posttrain.routing.files import read_model
+from posttrain.routing.model import RouterModel
 from posttrain.serving.gateway.events import Endpoint
 from posttrain.serving.gateway.identity import SLICES_HEADER, read_slices
-from posttrain.serving.router.aggregate import question_of
-from posttrain.serving.router.choose import Asked, Choice, Router
-from posttrain.serving.router.config import PRODUCTION, RouterConfig
-from posttrain.serving.router.files import read_model
-from posttrain.serving.router.model import RouterModel
 
 _log = logging.getLogger(__name__)
 

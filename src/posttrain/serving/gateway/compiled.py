@@ -25,7 +25,8 @@ from types import ModuleType
 from posttrain.core.errors import ConfigError
 
 MODULES = (
-    "posttrain.serving.assignment",
+    "posttrain.core.buckets",
+    "posttrain.routing.assignment",
     "posttrain.serving.gateway.admission",
     "posttrain.serving.gateway.breaker",
     "posttrain.serving.gateway.choosing",
@@ -45,9 +46,9 @@ MODULES = (
     "posttrain.serving.gateway.shadow",
     "posttrain.serving.gateway.upstream",
     "posttrain.serving.gateway.wire",
-    "posttrain.serving.traffic.clock",
-    "posttrain.serving.traffic.segment_format",
-    "posttrain.serving.traffic.segments",
+    "posttrain.traffic.clock",
+    "posttrain.traffic.segment_format",
+    "posttrain.traffic.segments",
 )
 """What is compiled: what runs for every request. A class and what inherits from it are compiled both or not at all."""
 GROUP = "posttrain_gateway"

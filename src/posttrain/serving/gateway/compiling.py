@@ -21,8 +21,7 @@ from importlib.util import find_spec
 from pathlib import Path
 
 from posttrain.core.atomic import locked
-from posttrain.core.errors import MissingDependencyError, StoreError
-from posttrain.serving.errors import ServingError
+from posttrain.core.errors import MissingDependencyError, ServingError, StoreError
 from posttrain.serving.gateway.compiled import (
     FOLDER,
     GROUP,

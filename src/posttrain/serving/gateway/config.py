@@ -12,8 +12,8 @@ from typing import ClassVar, Literal, Self
 from pydantic import Field, SecretStr, field_serializer, model_validator
 
 from posttrain.core.documents import Document, Record
-from posttrain.serving.guardrails.config import GuardrailConfig
-from posttrain.serving.traffic.config import TrafficConfig
+from posttrain.guardrails.config import GuardrailConfig
+from posttrain.traffic.config import TrafficConfig
 
 
 class LimitsConfig(Record):

@@ -10,6 +10,7 @@ from collections import Counter
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
 
+from posttrain.guardrails import compile_guardrails
 from posttrain.serving.gateway.admission import Admission
 from posttrain.serving.gateway.breaker import RetryBudget
 from posttrain.serving.gateway.config import WorkerConfig
@@ -19,8 +20,7 @@ from posttrain.serving.gateway.identity import Pseudonyms, RequestIds
 from posttrain.serving.gateway.metrics import Metrics
 from posttrain.serving.gateway.ports import AccessCheck
 from posttrain.serving.gateway.rowlog import RowLog
-from posttrain.serving.guardrails import compile_guardrails
-from posttrain.serving.traffic.clock import MonotonicWallClock
+from posttrain.traffic.clock import MonotonicWallClock
 
 if TYPE_CHECKING:
     from posttrain.serving.gateway.plan import Plan

@@ -23,7 +23,8 @@ from typing import Any
 
 import orjson
 
-from posttrain.serving.errors import ServingError
+from posttrain.core.errors import ServingError
+from posttrain.routing.aggregate import Aggregated, aggregate
 from posttrain.serving.gateway import replies
 from posttrain.serving.gateway.context import Context
 from posttrain.serving.gateway.events import (
@@ -41,7 +42,6 @@ from posttrain.serving.gateway.plan import Seat, Seating, Team, sampling_digest
 from posttrain.serving.gateway.replies import ApiError
 from posttrain.serving.gateway.server import Request, ServerConnection
 from posttrain.serving.gateway.upstream import Call, Failure, UpstreamHandle
-from posttrain.serving.router.aggregate import Aggregated, aggregate
 
 _log = logging.getLogger(__name__)
 _OURS = frozenset({"stream", "stream_options"})

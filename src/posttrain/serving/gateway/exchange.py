@@ -18,6 +18,7 @@ from typing import Any, Final
 
 import orjson
 
+from posttrain.guardrails import GuardrailPlan
 from posttrain.serving.gateway import replies
 from posttrain.serving.gateway.context import Context
 from posttrain.serving.gateway.events import (
@@ -38,7 +39,6 @@ from posttrain.serving.gateway.rowlog import as_it_came
 from posttrain.serving.gateway.server import Request, ServerConnection
 from posttrain.serving.gateway.shadow import Original
 from posttrain.serving.gateway.upstream import Call, Failure, UpstreamHandle
-from posttrain.serving.guardrails import GuardrailPlan
 
 _monotonic: Final = time.monotonic
 _dumps: Final = orjson.dumps

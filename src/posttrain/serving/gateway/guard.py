@@ -14,7 +14,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any, Literal, TypeAlias
 
-from posttrain.serving.guardrails import GuardrailPlan, Scan
+from posttrain.guardrails import GuardrailPlan, Scan
 
 Channel: TypeAlias = Literal["content", "reasoning", "tool_call"]
 FILTERED = "content_filter"

@@ -12,10 +12,10 @@ from collections import OrderedDict
 from functools import lru_cache
 from typing import Any, Final
 
-from posttrain.serving.records import Unit
-from posttrain.serving.router.config import ROUTED_TAGS
-from posttrain.serving.traffic.clock import MonotonicWallClock
-from posttrain.serving.traffic.pseudonym import MAX_NAME, pseudonym
+from posttrain.routing.config import ROUTED_TAGS
+from posttrain.routing.records import Unit
+from posttrain.traffic.clock import MonotonicWallClock
+from posttrain.traffic.pseudonym import MAX_NAME, pseudonym
 
 USER_HEADER: Final = b"x-posttrain-user"
 CONVERSATION_HEADER: Final = b"x-posttrain-conversation"

@@ -21,10 +21,10 @@ from typing import Any
 import orjson
 
 from posttrain.core.errors import DataError, PosttrainError
+from posttrain.routing.records import Snapshot
 from posttrain.serving.gateway.compiled import is_compiled
 from posttrain.serving.gateway.config import WorkerConfig
 from posttrain.serving.gateway.worker import Worker
-from posttrain.serving.records import Snapshot
 
 _log = logging.getLogger(__name__)
 _RECONNECT_SECONDS = 0.2

@@ -13,13 +13,13 @@ from typing import Any, Final, NamedTuple
 import orjson
 
 from posttrain.core.canonical import digest_json
-from posttrain.serving.assignment import assign
+from posttrain.routing.assignment import assign
+from posttrain.routing.config import Aggregation
+from posttrain.routing.records import Route, Snapshot, Target, Unit
 from posttrain.serving.gateway.choosing import Chooser
 from posttrain.serving.gateway.events import Endpoint, Usage
 from posttrain.serving.gateway.metrics import Cell, CellKey, Metrics
 from posttrain.serving.gateway.upstream import UpstreamHandle
-from posttrain.serving.records import Route, Snapshot, Target, Unit
-from posttrain.serving.router.config import Aggregation
 
 _dumps: Final = orjson.dumps
 _SORTED: Final = orjson.OPT_SORT_KEYS

@@ -16,10 +16,10 @@ from typing import Any, Final
 
 import orjson
 
-from posttrain.serving.assignment import bucket
-from posttrain.serving.errors import TrafficLogError
+from posttrain.core.buckets import bucket
 from posttrain.serving.gateway.metrics import Metrics
-from posttrain.serving.traffic.segments import SegmentWriter
+from posttrain.traffic.errors import TrafficLogError
+from posttrain.traffic.segments import SegmentWriter
 
 Kept = Callable[[bool], None]
 """Told True when the row is as safe as configured, False when that cannot be promised."""

@@ -23,10 +23,10 @@ from urllib.parse import urlsplit
 
 import httptools
 
+from posttrain.routing.records import Upstream
 from posttrain.serving.gateway.breaker import Breaker
 from posttrain.serving.gateway.config import BreakerConfig
 from posttrain.serving.gateway.wire import Wire, never
-from posttrain.serving.records import Upstream
 
 _monotonic: Final = time.monotonic
 

@@ -14,8 +14,10 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from posttrain.core.errors import ServingError
+from posttrain.routing.config import RouterConfig
+from posttrain.routing.records import Snapshot
 from posttrain.serving.access import Access, SharedBudgets, TlsFiles
-from posttrain.serving.errors import ServingError
 from posttrain.serving.gateway.choosing import Chooser
 from posttrain.serving.gateway.config import WorkerConfig
 from posttrain.serving.gateway.context import Context
@@ -26,10 +28,8 @@ from posttrain.serving.gateway.rowlog import RowLog
 from posttrain.serving.gateway.server import ServerDoor
 from posttrain.serving.gateway.shadow import ShadowQueue
 from posttrain.serving.gateway.upstream import UpstreamHandle
-from posttrain.serving.records import Snapshot
-from posttrain.serving.router.config import RouterConfig
-from posttrain.serving.traffic.pseudonym import load_or_make_secret
-from posttrain.serving.traffic.segments import SegmentWriter
+from posttrain.traffic.pseudonym import load_or_make_secret
+from posttrain.traffic.segments import SegmentWriter
 
 _SWEEP_SECONDS = 0.05
 _SHELVE_SECONDS = 1.0

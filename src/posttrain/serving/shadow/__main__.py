@@ -20,10 +20,10 @@ from posttrain.core.settings import Settings
 from posttrain.engines.reward_scorer import RewardScorer
 from posttrain.serving.shadow.config import ShadowJudge
 from posttrain.serving.shadow.judge import Pairing, judge_pairs, open_judge
-from posttrain.serving.traffic.codec import dumps
-from posttrain.serving.traffic.config import TrafficConfig
-from posttrain.serving.traffic.follow import Follower
-from posttrain.serving.traffic.segments import SegmentWriter
+from posttrain.traffic.codec import dumps
+from posttrain.traffic.config import TrafficConfig
+from posttrain.traffic.follow import Follower
+from posttrain.traffic.segments import SegmentWriter
 
 _LOOK_SECONDS = 0.2
 _BATCH = 64

@@ -15,10 +15,9 @@ import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, NamedTuple, Protocol
 
+from posttrain.core.buckets import BUCKETS, bucket
 from posttrain.engines.judging import PairJudgement, PairRequest
 from posttrain.engines.reward_scorer import RewardScorer
-from posttrain.serving.assignment import bucket
-from posttrain.serving.records import BUCKETS
 from posttrain.serving.shadow.config import EndpointJudge, RewardModelJudge, ShadowJudge
 
 Row = Mapping[str, Any]

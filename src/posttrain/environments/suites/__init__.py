@@ -1,0 +1,1 @@
+"""Frozen suites: their records, identity, files and differences, scripted policies, and the slices that ship."""
