@@ -1,4 +1,4 @@
-"""Fixtures of several rooms: a registry URL on SQLite and on a real PostgreSQL server, a fast folder, running engines."""
+"""Fixtures of several rooms: registries on SQLite and on a real PostgreSQL server, a fast folder, running engines."""
 
 from __future__ import annotations
 

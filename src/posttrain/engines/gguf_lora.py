@@ -1,7 +1,7 @@
 """LoRA adapters as GGUF, the form in which llama.cpp loads them beside a base.
 
 Here: adapters on the linear layers of the Llama models that ``gguf`` writes; float32. Not here: reading them
-(``lora``), the base (``gguf``), loading (``serving.drivers``). No torch: whoever starts engines should stay small.
+(``lora``), the base (``gguf``), loading (``engines.drivers``). No torch: whoever starts engines should stay small.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
-"""serving: the one door to the models, through which candidates meet real traffic and from which the flywheel learns.
+"""serving: the gateway through which candidates meet real traffic.
 
-``gateway`` one worker process: HTTP, upstreams, lanes. ``traffic`` the durable log and its index. ``rollout`` events,
-triggers, plan. ``drivers`` engines and adapters. ``guardrails``, ``access``, ``router``. ``control`` the process above
-the workers: snapshots, rollback, admin surface. May import every room up to ``promotion``.
+``gateway`` is one worker process: HTTP, upstreams, lanes. ``control`` is the process above the workers: snapshots,
+rollback, the admin surface. ``access`` holds keys, budgets and certificates; ``shadow`` judges pairs of answers. The log
+is in the room ``traffic``, staged rollout in ``rollouts``, choosing a model in ``routing``, engines in ``engines.drivers``.
 """
