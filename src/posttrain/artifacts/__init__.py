@@ -7,8 +7,9 @@ first used: no database driver loads before.
 
 from __future__ import annotations
 
-import importlib
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
+
+from posttrain.core.lazy import lazy_names
 
 if TYPE_CHECKING:
     from posttrain.artifacts.errors import ConflictError, ReleaseError
@@ -35,6 +36,7 @@ __all__ = [
     "ArtifactStore",
     "ArtifactWriter",
     "ConflictError",
+    "Database",
     "FileEntry",
     "GcReport",
     "Home",
@@ -48,15 +50,28 @@ __all__ = [
     "ReleaseError",
     "RunRecord",
     "RunStageRecord",
+    "RunStatus",
+    "Schema",
+    "StageConfig",
+    "StageContext",
+    "StageResult",
+    "StageSpec",
+    "StopRequest",
+    "VerifyProgress",
     "collect_garbage",
     "new_run_id",
     "open_home",
+    "parse_canonical",
+    "parse_manifest",
+    "refuse_pickle_content",
+    "refuse_pickle_names",
     "reindex_home",
     "resolve",
     "verify_home",
 ]
 
 _HOMES = {
+    "database": ("Database", "Schema"),
     "errors": ("ConflictError", "ReleaseError"),
     "gc": ("GcReport", "collect_garbage"),
     "home": ("Home", "ReindexReport", "open_home", "reindex_home", "resolve"),
@@ -70,16 +85,16 @@ _HOMES = {
         "Release",
         "RunRecord",
         "RunStageRecord",
+        "RunStatus",
+        "parse_canonical",
     ),
     "registry": ("Registry", "new_run_id"),
-    "store": ("ArtifactStore",),
+    "stage": ("StageConfig", "StageContext", "StageResult", "StageSpec", "StopRequest"),
+    "store": ("ArtifactStore", "VerifyProgress", "parse_manifest"),
     "verify": ("verify_home",),
+    "weights": ("refuse_pickle_content", "refuse_pickle_names"),
     "writer": ("ArtifactWriter",),
 }
-_MODULE_OF = {name: module for module, names in _HOMES.items() for name in names}
 
 
-def __getattr__(name: str) -> Any:
-    if name not in _MODULE_OF:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(importlib.import_module(f"{__name__}.{_MODULE_OF[name]}"), name)
+__getattr__ = lazy_names(__name__, _HOMES)

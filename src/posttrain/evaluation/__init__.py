@@ -7,8 +7,9 @@ use, because the statistics need scipy and the figures matplotlib.
 
 from __future__ import annotations
 
-from importlib import import_module
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
+
+from posttrain.core.lazy import lazy_names
 
 if TYPE_CHECKING:
     from posttrain.evaluation.heldout.figures import Drawing, draw_outcomes, draw_training
@@ -48,41 +49,11 @@ if TYPE_CHECKING:
         write_outcomes,
     )
 
-_HOMES = {
-    "heldout.figures": ("Drawing", "draw_outcomes", "draw_training"),
-    "heldout.measures": ("MEASURES", "compare", "measure_info", "measure_rows"),
-    "outcomes": (
-        "Arm",
-        "Column",
-        "Evaluated",
-        "OutcomeRow",
-        "Outcomes",
-        "OutcomesHeader",
-        "Series",
-        "column_name",
-        "make_outcomes",
-        "read_header",
-        "read_outcomes",
-        "write_outcomes",
-    ),
-    "heldout.records": (
-        "CaseRow",
-        "Comparison",
-        "EvaluationReport",
-        "Measure",
-        "PairedDifference",
-        "Slice",
-        "dump_case_rows",
-        "load_case_rows",
-    ),
-    "heldout.report": ("render_report",),
-    "heldout.summary": ("Completion", "Example", "ModelRow", "ReportData", "headline", "pick_examples"),
-    "heldout.terminal": ("render_terminal", "render_text"),
-}
-_MODULE_OF = {name: module for module, names in _HOMES.items() for name in names}
-
 __all__ = [
+    "CASES_FILE",
     "MEASURES",
+    "REPORT_FILE",
+    "STANDARD",
     "Arm",
     "CaseRow",
     "Column",
@@ -98,30 +69,80 @@ __all__ = [
     "Outcomes",
     "OutcomesHeader",
     "PairedDifference",
+    "Proof",
     "ReportData",
     "Series",
     "Slice",
+    "SuiteConfig",
+    "SuiteReport",
+    "SuiteSummary",
+    "build_files",
+    "check_code",
+    "check_suite",
     "column_name",
     "compare",
     "draw_outcomes",
     "draw_training",
     "dump_case_rows",
     "headline",
+    "keep_files",
     "load_case_rows",
     "make_outcomes",
     "measure_info",
     "measure_rows",
     "pick_examples",
+    "prove",
     "read_header",
     "read_outcomes",
+    "read_policy",
+    "read_report",
+    "render_proof",
     "render_report",
+    "render_summary",
     "render_terminal",
     "render_text",
+    "summarise",
     "write_outcomes",
 ]
 
+_HOMES = {
+    "heldout.evaluate": ("CASES_FILE", "REPORT_FILE"),
+    "heldout.figures": ("Drawing", "draw_outcomes", "draw_training"),
+    "heldout.measures": ("MEASURES", "compare", "measure_info", "measure_rows"),
+    "heldout.records": (
+        "CaseRow",
+        "Comparison",
+        "EvaluationReport",
+        "Measure",
+        "PairedDifference",
+        "Slice",
+        "dump_case_rows",
+        "load_case_rows",
+    ),
+    "heldout.report": ("render_report",),
+    "heldout.summary": ("Completion", "Example", "ModelRow", "ReportData", "headline", "pick_examples"),
+    "heldout.terminal": ("render_terminal", "render_text"),
+    "outcomes": (
+        "Arm",
+        "Column",
+        "Evaluated",
+        "OutcomeRow",
+        "Outcomes",
+        "OutcomesHeader",
+        "Series",
+        "column_name",
+        "make_outcomes",
+        "read_header",
+        "read_outcomes",
+        "write_outcomes",
+    ),
+    "suites.build": ("STANDARD", "SuiteConfig", "build_files", "keep_files"),
+    "suites.frozen_code": ("check_code",),
+    "suites.proof": ("Proof", "prove", "render_proof"),
+    "suites.report": ("SuiteReport", "check_suite", "read_report"),
+    "suites.scripted": ("read_policy",),
+    "suites.summary": ("SuiteSummary", "render_summary", "summarise"),
+}
 
-def __getattr__(name: str) -> Any:
-    if name not in _MODULE_OF:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(import_module(f"{__name__}.{_MODULE_OF[name]}"), name)
+
+__getattr__ = lazy_names(__name__, _HOMES)

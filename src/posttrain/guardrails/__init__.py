@@ -12,6 +12,7 @@ say. A worker compiles once and asks twice for each request::
 
 from __future__ import annotations
 
+from posttrain.core.lazy import lazy_names
 from posttrain.guardrails.config import GuardrailConfig, read_guardrails
 from posttrain.guardrails.plan import GuardrailPlan
 from posttrain.guardrails.records import Finding, RequestScan, ScanEnd
@@ -21,14 +22,21 @@ __all__ = [
     "Finding",
     "GuardrailConfig",
     "GuardrailPlan",
+    "PhraseFinder",
     "RequestScan",
     "Scan",
     "ScanEnd",
     "compile_guardrails",
+    "fold",
     "read_guardrails",
 ]
+
+_HOMES = {"": ("fold",), "phrases": ("PhraseFinder",)}
 
 
 def compile_guardrails(config: GuardrailConfig) -> GuardrailPlan:
     """Make the rules ready. A few milliseconds for thousands of terms; once for a configuration."""
     return GuardrailPlan(config)
+
+
+__getattr__ = lazy_names(__name__, _HOMES)

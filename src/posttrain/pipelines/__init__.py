@@ -7,8 +7,9 @@ nothing.
 
 from __future__ import annotations
 
-import importlib
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
+
+from posttrain.core.lazy import lazy_names
 
 if TYPE_CHECKING:
     from posttrain.pipelines.codeversion import CodeClosure, code_closure, code_version
@@ -29,6 +30,8 @@ __all__ = [
     "STAGES",
     "Check",
     "CodeClosure",
+    "EvaluationRequest",
+    "FinishedEvaluation",
     "PlannedStage",
     "Recipe",
     "RecipeSource",
@@ -42,30 +45,40 @@ __all__ = [
     "code_version",
     "compare_runs",
     "describe",
+    "evaluate_model",
+    "event_line",
     "examine",
     "existing_home",
     "find_run",
     "find_stage",
+    "find_suite",
+    "keep_suite",
     "latest_unfinished",
     "list_recipes",
     "list_runs",
     "lookup_in",
     "plan_recipe",
+    "prove_evaluation",
+    "read_baseline",
     "read_events",
     "read_recipe",
     "remove_run",
     "resolve_recipe",
+    "resume_command",
     "resume_run",
     "run_recipe",
     "run_status",
     "shipped_recipes",
     "stage_recipe",
+    "verify_suite",
+    "write_report",
 ]
 
 _HOMES = {
     "codeversion": ("CodeClosure", "code_closure", "code_version"),
     "compare_runs": ("compare_runs",),
     "doctor": ("Check", "examine"),
+    "eventlog": ("event_line",),
     "overrides": ("apply_overrides", "apply_variants"),
     "plan": ("PlannedStage", "existing_home", "lookup_in", "plan_recipe"),
     "recipe": ("Recipe", "RecipeSource", "read_recipe", "shipped_recipes"),
@@ -73,14 +86,21 @@ _HOMES = {
     "registry": ("STAGES",),
     "resolve": ("ResolvedRecipe", "ResolvedStage", "resolve_recipe"),
     "runner": ("resume_run", "run_recipe"),
-    "runs": ("find_run", "latest_unfinished", "read_events", "remove_run", "run_status"),
+    "runs": ("find_run", "latest_unfinished", "read_events", "remove_run", "resume_command", "run_status"),
     "show": ("describe", "list_recipes", "list_runs"),
     "single": ("find_stage", "stage_recipe"),
+    "suites": (
+        "EvaluationRequest",
+        "FinishedEvaluation",
+        "evaluate_model",
+        "find_suite",
+        "keep_suite",
+        "prove_evaluation",
+        "read_baseline",
+        "verify_suite",
+        "write_report",
+    ),
 }
-_MODULE_OF = {name: module for module, names in _HOMES.items() for name in names}
 
 
-def __getattr__(name: str) -> Any:
-    if name not in _MODULE_OF:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(importlib.import_module(f"{__name__}.{_MODULE_OF[name]}"), name)
+__getattr__ = lazy_names(__name__, _HOMES)

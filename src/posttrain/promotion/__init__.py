@@ -6,8 +6,9 @@ Every verdict is exact and recomputable from the records. Not here: measuring (`
 
 from __future__ import annotations
 
-from importlib import import_module
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
+
+from posttrain.core.lazy import lazy_names
 
 if TYPE_CHECKING:
     from posttrain.promotion.errors import ContractError, GateError
@@ -20,21 +21,8 @@ if TYPE_CHECKING:
     from posttrain.promotion.rules import Contract, NoRegressionRule, Options, ThresholdRule
     from posttrain.promotion.terminal import render_decision
 
-# ``gate`` and ``lint`` are functions in modules of the same name: import them from there.
-_HOMES = {
-    "errors": ("ContractError", "GateError"),
-    "gate": ("Report", "apply_rule", "remake"),
-    "grammar": ("parse_contract", "parse_rule", "read_contract"),
-    "lint": ("Finding", "Known"),
-    "metrics": ("METRICS", "Metric"),
-    "page": ("render_page",),
-    "records": ("Check", "Decision", "RuleResult"),
-    "rules": ("Contract", "NoRegressionRule", "Options", "ThresholdRule"),
-    "terminal": ("render_decision",),
-}
-_MODULE_OF = {name: module for module, names in _HOMES.items() for name in names}
-
 __all__ = [
+    "DECISION_FILE",
     "METRICS",
     "Check",
     "Contract",
@@ -46,20 +34,41 @@ __all__ = [
     "Metric",
     "NoRegressionRule",
     "Options",
+    "Proportion",
+    "Quantile",
+    "RatioOfSums",
     "Report",
     "RuleResult",
     "ThresholdRule",
+    "Total",
     "apply_rule",
+    "decision_files",
+    "find_metric",
+    "gate",
+    "lint",
+    "parse_call",
     "parse_contract",
     "parse_rule",
     "read_contract",
+    "read_report",
     "remake",
     "render_decision",
     "render_page",
 ]
 
+_HOMES = {
+    "": ("gate", "lint"),
+    "errors": ("ContractError", "GateError"),
+    "gate": ("Report", "apply_rule", "remake"),
+    "gate_stage": ("DECISION_FILE", "decision_files", "read_report"),
+    "grammar": ("parse_contract", "parse_rule", "read_contract"),
+    "lint": ("Finding", "Known", "parse_call"),
+    "metrics": ("METRICS", "Metric", "Proportion", "Quantile", "RatioOfSums", "Total", "find_metric"),
+    "page": ("render_page",),
+    "records": ("Check", "Decision", "RuleResult"),
+    "rules": ("Contract", "NoRegressionRule", "Options", "ThresholdRule"),
+    "terminal": ("render_decision",),
+}
 
-def __getattr__(name: str) -> Any:
-    if name not in _MODULE_OF:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(import_module(f"{__name__}.{_MODULE_OF[name]}"), name)
+
+__getattr__ = lazy_names(__name__, _HOMES)

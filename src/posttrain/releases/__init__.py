@@ -8,8 +8,9 @@ Names are resolved when first used.
 
 from __future__ import annotations
 
-import importlib
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
+
+from posttrain.core.lazy import lazy_names
 
 if TYPE_CHECKING:
     from posttrain.releases.checklist import from_checklist_json, to_checklist_json
@@ -32,6 +33,8 @@ if TYPE_CHECKING:
     from posttrain.releases.verify import verify_release
 
 __all__ = [
+    "ArtifactPiece",
+    "FilesPiece",
     "Limit",
     "ListedRelease",
     "LoadedAdapter",
@@ -46,17 +49,27 @@ __all__ = [
     "create_release",
     "diff_releases",
     "export_release",
+    "exported_digest",
+    "external_pieces",
     "find_release",
     "from_checklist_json",
+    "is_export",
+    "key_names",
     "list_releases",
     "load_release",
     "parse_spec",
+    "pieces",
     "publish_release",
+    "read_exported",
     "read_release",
     "read_spec",
+    "read_yaml",
+    "release_digest",
     "render_diff",
     "sign_release",
+    "stored_signatures",
     "to_checklist_json",
+    "verify_everything",
     "verify_exported",
     "verify_release",
 ]
@@ -65,20 +78,23 @@ _HOMES = {
     "checklist": ("from_checklist_json", "to_checklist_json"),
     "create": ("create_release",),
     "diff": ("ReleaseDiff", "diff_releases", "render_diff"),
-    "export": ("export_release", "verify_exported"),
-    "lanes": ("ListedRelease", "find_release", "list_releases", "publish_release", "read_release"),
+    "export": ("export_release", "exported_digest", "is_export", "read_exported", "verify_exported"),
+    "lanes": (
+        "ListedRelease",
+        "find_release",
+        "list_releases",
+        "publish_release",
+        "read_release",
+        "release_digest",
+    ),
     "load": ("LoadedAdapter", "LoadedRelease", "load_release"),
     "policies": ("Limit", "RollbackPolicy", "SloPolicy", "Trigger"),
-    "records": ("ReleaseManifest",),
-    "signing": ("sign_release",),
+    "records": ("ArtifactPiece", "FilesPiece", "ReleaseManifest", "pieces"),
+    "signing": ("key_names", "sign_release", "stored_signatures"),
     "sources": ("VerificationCache",),
-    "spec": ("ReleaseSpec", "parse_spec", "read_spec"),
-    "verify": ("verify_release",),
+    "spec": ("ReleaseSpec", "parse_spec", "read_spec", "read_yaml"),
+    "verify": ("external_pieces", "verify_everything", "verify_release"),
 }
-_MODULE_OF = {name: module for module, names in _HOMES.items() for name in names}
 
 
-def __getattr__(name: str) -> Any:
-    if name not in _MODULE_OF:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(importlib.import_module(f"{__name__}.{_MODULE_OF[name]}"), name)
+__getattr__ = lazy_names(__name__, _HOMES)

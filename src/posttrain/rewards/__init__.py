@@ -8,8 +8,9 @@ first used. Not here: learned reward models.
 
 from __future__ import annotations
 
-from importlib import import_module
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
+
+from posttrain.core.lazy import lazy_names
 
 if TYPE_CHECKING:
     from posttrain.rewards.accuracy import Accuracy
@@ -26,36 +27,23 @@ if TYPE_CHECKING:
     from posttrain.rewards.registry import best_value, build_reward, build_verifier
     from posttrain.rewards.trl_adapter import TrlOptions, TrlRewards, as_trl_rewards
 
-_HOMES = {
-    "accuracy": ("Accuracy",),
-    "compose": ("Composed", "Part"),
-    "config": ("R1_ZERO_REWARDS", "RewardConfig", "VerifierConfig", "WeightedVerifier"),
-    "error_kinds": ("ErrorKind", "error_kind"),
-    "formats": ("AnswerTag", "TagCount", "ThinkFormat"),
-    "gold": ("GoldFailure", "check_gold", "gold_completion", "gold_sample"),
-    "monitor": ("RewardMonitor",),
-    "parsing": ("Parsed", "find_answer", "opens_think", "parse_completion"),
-    "penalties": ("Length", "Repetition", "SoftOverlong"),
-    "pool": ("VerifierPool",),
-    "records": ("AnswerSource", "Layout", "Sample", "Score", "Verifier"),
-    "registry": ("best_value", "build_reward", "build_verifier"),
-    "trl_adapter": ("TrlOptions", "TrlRewards", "as_trl_rewards"),
-}
-_HOME_OF = {name: home for home, names in _HOMES.items() for name in names}
-
 __all__ = [
+    "ANSWER_KINDS",
     "R1_ZERO_REWARDS",
     "Accuracy",
+    "AccuracyConfig",
     "AnswerSource",
     "AnswerTag",
     "Composed",
     "ErrorKind",
     "GoldFailure",
+    "LanguageConsistencyConfig",
     "Layout",
     "Length",
     "Parsed",
     "Part",
     "Repetition",
+    "RepetitionConfig",
     "RewardConfig",
     "RewardMonitor",
     "Sample",
@@ -63,6 +51,7 @@ __all__ = [
     "SoftOverlong",
     "TagCount",
     "ThinkFormat",
+    "ThinkFormatConfig",
     "TrlOptions",
     "TrlRewards",
     "Verifier",
@@ -74,16 +63,45 @@ __all__ = [
     "build_reward",
     "build_verifier",
     "check_gold",
+    "completion_text",
     "error_kind",
+    "final_part",
     "find_answer",
     "gold_completion",
     "gold_sample",
+    "last_number",
     "opens_think",
     "parse_completion",
+    "parse_number",
+    "reasoning_of",
 ]
 
+_HOMES = {
+    "accuracy": ("Accuracy",),
+    "compose": ("Composed", "Part"),
+    "config": (
+        "ANSWER_KINDS",
+        "AccuracyConfig",
+        "LanguageConsistencyConfig",
+        "R1_ZERO_REWARDS",
+        "RepetitionConfig",
+        "RewardConfig",
+        "ThinkFormatConfig",
+        "VerifierConfig",
+        "WeightedVerifier",
+    ),
+    "error_kinds": ("ErrorKind", "error_kind"),
+    "formats": ("AnswerTag", "TagCount", "ThinkFormat"),
+    "gold": ("GoldFailure", "check_gold", "gold_completion", "gold_sample"),
+    "monitor": ("RewardMonitor",),
+    "parsing": ("Parsed", "final_part", "find_answer", "opens_think", "parse_completion", "reasoning_of"),
+    "penalties": ("Length", "Repetition", "SoftOverlong"),
+    "pool": ("VerifierPool",),
+    "quantities": ("last_number", "parse_number"),
+    "records": ("AnswerSource", "Layout", "Sample", "Score", "Verifier"),
+    "registry": ("best_value", "build_reward", "build_verifier"),
+    "trl_adapter": ("TrlOptions", "TrlRewards", "as_trl_rewards", "completion_text"),
+}
 
-def __getattr__(name: str) -> Any:
-    if name not in _HOME_OF:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(import_module(f"{__name__}.{_HOME_OF[name]}"), name)
+
+__getattr__ = lazy_names(__name__, _HOMES)

@@ -8,66 +8,98 @@ No clock, no socket and no thread in here: ``serving.control`` has those.
 
 from __future__ import annotations
 
-from importlib import import_module
-from typing import Any
+from posttrain.core.lazy import lazy_names
 
-_MODULE_OF = {
-    "RolloutSpec": "records",
-    "Stage": "records",
-    "Trigger": "records",
-    "decision_event": "registered",
-    "register": "registered",
-    "spec_from_contract": "registered",
-    "triggers_from_contract": "registered",
-    "Entry": "events",
-    "Event": "events",
-    "RolloutJournal": "journal",
-    "RolloutState": "fold",
-    "Observation": "observe",
-    "Observer": "observe",
-    "TriggerReport": "triggers",
-    "evaluate": "triggers",
-    "Facts": "steps",
-    "Permission": "steps",
-    "Step": "steps",
-    "allowed": "steps",
-    "facts_at": "steps",
-    "next_step": "steps",
-    "snapshot_for": "snapshots",
-    "Plan": "plan",
-    "make_plan": "plan",
-}
-
-# ``fold`` and ``observe`` are named like their modules, so they are imported from there.
 __all__ = [
+    "CONTROL",
+    "STAGING_RULES",
+    "Aborted",
+    "Action",
+    "Advanced",
+    "Cleared",
+    "Completed",
+    "Created",
+    "DecisionAttached",
     "Entry",
     "Event",
     "Facts",
+    "Held",
     "Observation",
     "Observer",
     "Permission",
     "Plan",
+    "Resumed",
+    "RolledBack",
+    "RolloutError",
     "RolloutJournal",
     "RolloutSpec",
     "RolloutState",
+    "ShadowRule",
+    "SnapshotAcked",
     "Stage",
+    "Started",
     "Step",
     "Trigger",
     "TriggerReport",
+    "Tripped",
     "allowed",
     "decision_event",
     "evaluate",
+    "events_of",
     "facts_at",
+    "fold",
     "make_plan",
     "next_step",
+    "progress",
     "register",
+    "render_plan",
     "snapshot_for",
     "spec_from_contract",
+    "stage_requests",
     "triggers_from_contract",
 ]
 
+_HOMES = {
+    "": ("fold",),
+    "errors": ("RolloutError",),
+    "events": (
+        "Aborted",
+        "Advanced",
+        "CONTROL",
+        "Cleared",
+        "Completed",
+        "Created",
+        "DecisionAttached",
+        "Entry",
+        "Event",
+        "Held",
+        "Resumed",
+        "RolledBack",
+        "SnapshotAcked",
+        "Started",
+        "Tripped",
+    ),
+    "fold": ("RolloutState",),
+    "journal": ("RolloutJournal", "events_of"),
+    "observe": ("Observation", "Observer"),
+    "plan": ("Plan", "STAGING_RULES", "make_plan"),
+    "plan_text": ("render_plan",),
+    "records": ("RolloutSpec", "ShadowRule", "Stage", "Trigger"),
+    "registered": ("decision_event", "register", "spec_from_contract", "triggers_from_contract"),
+    "snapshots": ("snapshot_for",),
+    "steps": (
+        "Action",
+        "Facts",
+        "Permission",
+        "Step",
+        "allowed",
+        "facts_at",
+        "next_step",
+        "progress",
+        "stage_requests",
+    ),
+    "triggers": ("TriggerReport", "evaluate"),
+}
 
-def __getattr__(name: str) -> Any:
-    if name not in _MODULE_OF:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(import_module(f"{__name__}.{_MODULE_OF[name]}"), name)
+
+__getattr__ = lazy_names(__name__, _HOMES)
