@@ -32,7 +32,7 @@ _TREE = {
     "posttrain/rewards/full.py": "Full = 1\n",
     "posttrain/rewards/never.py": "Never = 1\n",
     "posttrain/training/__init__.py": "",
-    "posttrain/training/stages/grpo.py": (
+    "posttrain/training/grpo.py": (
         "from typing import TYPE_CHECKING\n"
         "import posttrain.core.errors as errors\n"
         "from posttrain.pipelines import runner\n"
@@ -55,9 +55,7 @@ _TREE = {
     "posttrain/training/page.html.j2": "<p>\n",
     "posttrain/training/other.j2": "<p>\n",
 }
-_SPEC = StageSpec(
-    "grpo", "", "posttrain.training.stages.grpo:Config", "posttrain.training.stages.grpo:run", {}, {}
-)
+_SPEC = StageSpec("grpo", "", "posttrain.training.grpo:Config", "posttrain.training.grpo:run", {}, {})
 _CLOSURE = {
     "posttrain.core.errors",
     "posttrain.rewards",
@@ -65,7 +63,7 @@ _CLOSURE = {
     "posttrain.rewards.single",
     "posttrain.rewards.typed",
     "posttrain.training.checkpoints",
-    "posttrain.training.stages.grpo",
+    "posttrain.training.grpo",
     "posttrain.training.metrics",
     "posttrain.training.plugin",
     "posttrain.training/page.html.j2",

@@ -110,6 +110,8 @@ def _complaints(rules: Rules, row: PromptRow, candidate: Candidate, target: Targ
             yield f"unscored: {name}: {candidate.unscored}"
         elif value < rules.minimum[name]:
             yield f"{name}: {value:g} is below {rules.minimum[name]:g}"
+    if target == "final" and "think>" in target_of(text, target):
+        yield "form: a think tag in the reply"
 
 
 def target_of(text: str, target: Target) -> str:

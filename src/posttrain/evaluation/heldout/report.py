@@ -61,7 +61,9 @@ def render_report(data: ReportData) -> str:
 
     from posttrain.evaluation.heldout import figures
 
-    template = resources.files("posttrain.evaluation").joinpath("report_template.html.j2").read_text("utf-8")
+    template = (
+        resources.files("posttrain.evaluation.heldout").joinpath("report_template.html.j2").read_text("utf-8")
+    )
     environment = Environment(
         autoescape=True,
         undefined=StrictUndefined,
