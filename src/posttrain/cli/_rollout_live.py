@@ -1,7 +1,7 @@
 """The commands of ``posttrain rollout`` that talk to a running gateway.
 
 Here: start, status, advance, hold, resume, abort, clear. Not here: ``plan``, which needs none (``rollout``).
-To add one: a function with ``@rollout.command`` below, and an action of the admin surface.
+To add one: a command below and in ``COMMANDS``, and an action of the admin surface.
 """
 
 from __future__ import annotations
@@ -13,12 +13,11 @@ import click
 
 from posttrain.cli._options import json_option, print_json, print_table
 from posttrain.cli._serving import admin_of, gateway_option, who
-from posttrain.cli.rollout import rollout
 
 _MARKS = {"quiet": "✓", "hold": "…", "invalid": "✗", "tripped": "✗"}
 
 
-@rollout.command("start", short_help="Write a rollout down, verify and load its candidate, and begin.")
+@click.command("start", short_help="Write a rollout down, verify and load its candidate, and begin.")
 @click.argument("release", metavar="RELEASE")
 @click.option(
     "--contract",
@@ -69,7 +68,7 @@ def start(
     _show(admin_of(folder).call("POST", "/v1/rollouts", asked), as_json=as_json)
 
 
-@rollout.command("status", short_help="Where a rollout is, what its triggers say, what it still needs.")
+@click.command("status", short_help="Where a rollout is, what its triggers say, what it still needs.")
 @click.argument("name", required=False, metavar="[ROLLOUT]")
 @json_option
 @gateway_option
@@ -102,8 +101,8 @@ def status(name: str | None, *, as_json: bool, folder: Path) -> None:
         )
 
 
-def _action(name: str, summary: str, text: str) -> None:
-    @rollout.command(name, short_help=summary, help=text)
+def _action(name: str, summary: str, text: str) -> click.Command:
+    @click.command(name, short_help=summary, help=text)
     @click.argument("rollout_id", required=False, metavar="[ROLLOUT]")
     @click.option("--reason", default="", metavar="TEXT", help="One line for the journal.")
     @json_option
@@ -113,22 +112,35 @@ def _action(name: str, summary: str, text: str) -> None:
         found = admin_of(folder).call("POST", f"/v1/rollouts/{rollout_id or '-'}/{name}", asked)
         _show(found, as_json=as_json)
 
+    return command
 
-_action(
-    "advance", "Go on to the next stage.", "Go on to the next stage, if the stage has all that it asks for."
+
+COMMANDS = (
+    start,
+    status,
+    _action(
+        "advance",
+        "Go on to the next stage.",
+        "Go on to the next stage, if the stage has all that it asks for.",
+    ),
+    _action(
+        "hold",
+        "Stay at this stage.",
+        "Stay at this stage, whatever is there, until `posttrain rollout resume`.",
+    ),
+    _action("resume", "Lift a hold.", "Lift a hold. What a trigger holds is lifted when its cause is gone."),
+    _action(
+        "abort",
+        "End it; production stays.",
+        "End the rollout. Production stays what it was; nothing is latched.",
+    ),
+    _action(
+        "clear",
+        "A rollback was looked at.",
+        "Say that a rollback was looked at: the route may have another rollout.",
+    ),
 )
-_action(
-    "hold", "Stay at this stage.", "Stay at this stage, whatever is there, until `posttrain rollout resume`."
-)
-_action("resume", "Lift a hold.", "Lift a hold. What a trigger holds is lifted when its cause is gone.")
-_action(
-    "abort", "End it; production stays.", "End the rollout. Production stays what it was; nothing is latched."
-)
-_action(
-    "clear",
-    "A rollback was looked at.",
-    "Say that a rollback was looked at: the route may have another rollout.",
-)
+"""What ``posttrain rollout`` takes up, in the order of its help."""
 
 
 def _show(found: dict[str, Any], *, as_json: bool) -> None:

@@ -11,6 +11,7 @@ from pathlib import Path
 import click
 
 from posttrain.cli._options import json_option, print_json
+from posttrain.cli._rollout_live import COMMANDS
 
 
 @click.group(short_help="Let a candidate meet traffic in stages: shadow, canary, production.")
@@ -81,4 +82,5 @@ def plan(
         click.echo(render_plan(made), nl=False)
 
 
-from posttrain.cli import _rollout_live  # noqa: E402, F401 - adds its commands to the group
+for command in COMMANDS:
+    rollout.add_command(command)
