@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from posttrain.artifacts.stage import StageSpec
-from posttrain.pipelines.codeversion import code_closure, code_version
+from posttrain.pipelines.codeversion import SourceTree, code_closure, code_version
 from posttrain.pipelines.registry import STAGES
 
 _TREE = {
@@ -80,33 +80,36 @@ def tree(tmp_path: Path) -> Path:
 
 
 def test_closure_is_what_is_imported(tree: Path) -> None:
-    closure = code_closure(_SPEC, {"posttrain": tree})
+    closure = code_closure(_SPEC, SourceTree({"posttrain": tree}))
     assert set(closure.modules) == _CLOSURE
-    assert set(closure.engines) == {"numpy", "peft", "safetensors", "torch", "trl"}
+    # And everything that these require.
+    assert {"accelerate", "numpy", "peft", "safetensors", "tokenizers", "torch", "trl"} <= set(
+        closure.libraries
+    )
 
 
 @pytest.mark.parametrize("name", [name for name in _TREE if name.endswith((".py", ".j2"))])
 def test_a_change_counts_exactly_inside_the_closure(tree: Path, name: str) -> None:
-    before = code_version(_SPEC, {"posttrain": tree})
+    before = code_version(_SPEC, SourceTree({"posttrain": tree}))
     path = tree.parent / name
-    path.write_text(path.read_text() + "\n# changed\n")
+    path.write_text(path.read_text() + "\nCHANGED = 1\n")
     inside = name.removesuffix("/__init__.py").removesuffix(".py").replace("/", ".")
     if name.endswith(".j2"):
         inside = "posttrain.training/" + path.name
-    assert (code_version(_SPEC, {"posttrain": tree}) != before) == (inside in _CLOSURE)
+    assert (code_version(_SPEC, SourceTree({"posttrain": tree})) != before) == (inside in _CLOSURE)
 
 
 def test_line_ends_do_not_count(tree: Path) -> None:
-    before = code_version(_SPEC, {"posttrain": tree})
+    before = code_version(_SPEC, SourceTree({"posttrain": tree}))
     path = tree / "training" / "metrics.py"
     path.write_bytes(path.read_bytes().replace(b"\n", b"\r\n"))
-    assert code_version(_SPEC, {"posttrain": tree}) == before
+    assert code_version(_SPEC, SourceTree({"posttrain": tree})) == before
 
 
 def test_a_star_import_takes_the_whole_room(tree: Path) -> None:
     path = tree / "training" / "metrics.py"
     path.write_text("from posttrain.rewards import *\n")
-    modules = code_closure(_SPEC, {"posttrain": tree}).modules
+    modules = code_closure(_SPEC, SourceTree({"posttrain": tree})).modules
     assert {"posttrain.rewards.full", "posttrain.rewards.pool", "posttrain.rewards.typed"} <= set(modules)
 
 

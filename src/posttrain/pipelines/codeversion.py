@@ -1,17 +1,16 @@
 """Which code a stage runs, as a digest: part of the stage's key.
 
-Here: the source of every module of posttrain that the stage's ``config`` and ``run`` modules import,
-directly or not, and the versions of the engines that those modules import; both read statically, so nothing
-heavy is loaded.
+Here: every module of posttrain that the stage's ``config`` and ``run`` modules import, directly or not, each in its
+normal form (``core.syntax``), and the versions of the libraries behind what they import (``libraries``). All of it is
+read statically, so nothing heavy is loaded. Comments, docstrings, annotations, the order of imports and public names
+change nothing; a module that moved counts under its old name (``MOVED``).
 
 *Covered*: ``import`` and ``from … import`` anywhere in a module, also inside functions; names that a room's
 ``__init__`` resolves lazily; text constants that are exactly a module name or ``module:attr``; data files
 that a module of the closure names by their file name and that lie beside it. *Not covered*: modules whose
 name is put together at run time; what a package's ``__init__`` does besides naming things, when one of its
-modules is imported directly; imports under ``if TYPE_CHECKING``, on purpose; versions of libraries outside
-``ENGINES``. ``pipelines`` and ``cli`` never decide a result and are left out.
-
-To add an engine whose version decides results: one entry in ``ENGINES``.
+modules is imported directly; imports under ``if TYPE_CHECKING``, on purpose. ``pipelines`` and ``cli`` never decide a
+result and are left out.
 """
 
 from __future__ import annotations
@@ -21,37 +20,18 @@ import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
-from importlib import metadata
 from importlib.util import find_spec
 from pathlib import Path
 from types import MappingProxyType
 
 from posttrain.artifacts.stage import StageSpec
 from posttrain.core.canonical import digest_bytes, digest_json
+from posttrain.core.syntax import normal_form, run_time_statements
+from posttrain.pipelines.libraries import library_versions
 
-ENGINES: Mapping[str, str] = MappingProxyType(
-    {
-        "accelerate": "accelerate",
-        "datasets": "datasets",
-        "gguf": "gguf",
-        "jsonschema": "jsonschema",
-        "latex2sympy2_extended": "latex2sympy2-extended",
-        "math_verify": "math-verify",
-        "matplotlib": "matplotlib",
-        "numpy": "numpy",
-        "peft": "peft",
-        "pyarrow": "pyarrow",
-        "reasoning_gym": "reasoning-gym",
-        "safetensors": "safetensors",
-        "scipy": "scipy",
-        "tokenizers": "tokenizers",
-        "torch": "torch",
-        "transformers": "transformers",
-        "trl": "trl",
-        "xllamacpp": "xllamacpp",
-    }
-)
-"""Top-level module to the distribution whose version enters the digest."""
+MOVED: Mapping[str, str] = MappingProxyType({})
+"""Module or package to its name before it moved. To move one without a new key for any stage: one entry here; what is
+below a package moves with it."""
 
 _NEVER_DECIDES = ("posttrain.cli", "posttrain.pipelines")
 _MODULE_TEXT = re.compile(r"[A-Za-z_]\w*(?:\.\w+)+")
@@ -63,48 +43,41 @@ class CodeClosure:
     """The code of one stage kind."""
 
     modules: Mapping[str, str]
-    """Module (or data file, as ``package/file``) to the digest of its source."""
-    engines: Mapping[str, str]
+    """Module by its lasting name (or data file, as ``package/file``) to the digest of its normal form."""
+    libraries: Mapping[str, str]
     """Distribution to installed version, ``absent`` where it is not installed."""
 
     @property
     def digest(self) -> str:
         """The code version."""
-        return digest_json({"modules": dict(self.modules), "engines": dict(self.engines)})
+        return digest_json({"modules": dict(self.modules), "libraries": dict(self.libraries)})
 
 
-def code_version(spec: StageSpec, roots: Mapping[str, Path] | None = None) -> str:
+def code_version(spec: StageSpec, sources: SourceTree | None = None) -> str:
     """Digest of the code of a stage kind; see :func:`code_closure`."""
-    return code_closure(spec, roots).digest
+    return code_closure(spec, sources).digest
 
 
-def code_closure(spec: StageSpec, roots: Mapping[str, Path] | None = None) -> CodeClosure:
-    """The modules and engine versions behind ``spec``.
-
-    ``roots`` maps a top-level package to its folder; by default ``posttrain`` and the packages of the spec's
-    own modules, where Python finds them.
-    """
+def code_closure(spec: StageSpec, sources: SourceTree | None = None) -> CodeClosure:
+    """The modules and library versions behind ``spec``. ``sources`` lets several stages share what was read."""
+    tree = sources or SourceTree()
     start = [reference.partition(":")[0] for reference in (spec.config, spec.run)]
-    if roots is None:
-        roots = {
-            name: _root_of(name) for name in ("posttrain", *(module.partition(".")[0] for module in start))
-        }
-    tree = _SourceTree(roots)
-    waiting, modules, engines = start, dict[str, str](), set[str]()
+    for module_name in start:
+        tree.take_in(module_name.partition(".")[0])
+    waiting, modules, outside, seen = start, dict[str, str](), set[str](), set[str]()
     while waiting:
         name = waiting.pop()
         module = tree.module(name)
         if module is None:
-            engines.add(name.partition(".")[0])
-        elif module.name not in modules and not module.name.startswith(_NEVER_DECIDES):
-            modules[module.name] = module.digest
-            modules.update(module.data_files())
+            outside.add(name.partition(".")[0])
+        elif module.name not in seen and not module.name.startswith(_NEVER_DECIDES):
+            seen.add(module.name)
+            modules[tree.lasting(module.name)] = tree.digest(module)
+            modules.update(tree.data_files(module))
             waiting.extend(tree.imports_of(module))
     return CodeClosure(
         MappingProxyType(dict(sorted(modules.items()))),
-        MappingProxyType(
-            {ENGINES[name]: _version(ENGINES[name]) for name in sorted(engines & ENGINES.keys())}
-        ),
+        MappingProxyType(library_versions(outside - tree.roots.keys())),
     )
 
 
@@ -115,13 +88,6 @@ def _root_of(package: str) -> Path:
     if spec is not None and spec.origin:
         return Path(spec.origin)
     raise ModuleNotFoundError(f"No module named {package!r}", name=package)
-
-
-def _version(distribution: str) -> str:
-    try:
-        return metadata.version(distribution)
-    except metadata.PackageNotFoundError:
-        return "absent"
 
 
 @dataclass(frozen=True)
@@ -142,10 +108,6 @@ class _Module:
         return self.path.read_bytes().replace(b"\r\n", b"\n")
 
     @cached_property
-    def digest(self) -> str:
-        return digest_bytes(self.source)
-
-    @cached_property
     def tree(self) -> ast.Module:
         return ast.parse(self.source, filename=str(self.path))
 
@@ -159,10 +121,34 @@ class _Module:
         return frozenset(value for value in constants if isinstance(value, str))
 
     def data_files(self) -> Iterator[tuple[str, str]]:
+        """Name and digest of each file that this module names and that lies beside it."""
         for text in self.texts:
             beside = self.path.parent / text
             if _FILE_TEXT.fullmatch(text) and beside.suffix != ".py" and beside.is_file():
-                yield f"{self.package}/{text}", digest_bytes(beside.read_bytes())
+                yield text, digest_bytes(beside.read_bytes())
+
+    @cached_property
+    def lazy_table(self) -> str | None:
+        """The variable that holds a room's table of lazy names: the last argument of ``lazy_names``."""
+        for node in self.tree.body:
+            if isinstance(node, ast.Assign) and isinstance(node.value, ast.Call):
+                call = node.value
+                if ast.unparse(call.func) == "lazy_names" and isinstance(call.args[-1], ast.Name):
+                    return call.args[-1].id
+        return None
+
+    @cached_property
+    def without_lazy_table(self) -> ast.Module:
+        """The tree without that table and its use: whoever takes a name from it is followed there."""
+        if self.lazy_table is None:
+            return self.tree
+        names = (self.lazy_table, "__getattr__")
+        body = [
+            node
+            for node in self.tree.body
+            if not (isinstance(node, ast.Assign) and ast.unparse(node.targets[0]) in names)
+        ]
+        return ast.Module(body, [])
 
 
 @lru_cache(maxsize=1024)
@@ -171,12 +157,47 @@ def _parsed(name: str, path: Path, modified_ns: int, size_bytes: int) -> _Module
     return _Module(name, path)
 
 
-class _SourceTree:
-    """Finds modules by name below the root folders, without importing anything."""
+class SourceTree:
+    """Sources of packages, found by module name and read once, without importing anything.
 
-    def __init__(self, roots: Mapping[str, Path]) -> None:
-        self.roots = roots
+    ``roots`` maps a top-level package to its folder; without it, ``posttrain`` and the packages of the stages that are
+    asked for are taken from where Python finds them. Make a new one where files may have changed.
+    """
+
+    def __init__(self, roots: Mapping[str, Path] | None = None, moved: Mapping[str, str] = MOVED) -> None:
+        self.fixed = roots is not None
+        self.roots = dict(roots) if roots is not None else {"posttrain": _root_of("posttrain")}
+        self.moved = moved
         self.cache: dict[str, _Module | None] = {}
+        self.digests: dict[str, str] = {}
+
+    def take_in(self, package: str) -> None:
+        """Read the modules of ``package``, too."""
+        if not self.fixed and package not in self.roots:
+            self.roots[package] = _root_of(package)
+
+    def lasting(self, name: str) -> str:
+        """The name of a module before it, or a package around it, moved."""
+        parts = name.split(".")
+        for length in range(len(parts), 0, -1):
+            before = self.moved.get(".".join(parts[:length]))
+            if before is not None:
+                return ".".join([before, *parts[length:]])
+        return name
+
+    def digest(self, module: _Module) -> str:
+        """Of the module's normal form."""
+        if module.name not in self.digests:
+            form = normal_form(module.without_lazy_table, _LastingNames(self, module))
+            self.digests[module.name] = digest_json(form)
+        return self.digests[module.name]
+
+    def data_files(self, module: _Module) -> Iterator[tuple[str, str]]:
+        """``package/file`` to digest of the data files that the module names."""
+        name = self.lasting(module.name)
+        package = name if module.is_package else name.rpartition(".")[0]
+        for file, digest in module.data_files():
+            yield f"{package}/{file}", digest
 
     def module(self, name: str) -> _Module | None:
         if name not in self.cache:
@@ -222,9 +243,12 @@ class _SourceTree:
             yield f"{base}.{name}"
             return
         yield base
+        yield from self.lazy_homes(base, name)
+
+    def lazy_homes(self, base: str, name: str) -> list[str]:
+        """The modules in which the package ``base`` says that ``name`` lives."""
         package = self.module(base)
-        if package is not None and package.is_package:
-            yield from self._lazy_member(package, name)
+        return list(self._lazy_member(package, name)) if package is not None and package.is_package else []
 
     def _lazy_member(self, package: _Module, name: str) -> Iterator[str]:
         """Where a room's ``__init__`` says that ``name`` lives, by an import for type checkers or by a
@@ -267,10 +291,34 @@ def _absolute(module: _Module, node: ast.ImportFrom) -> str:
 def _run_time_nodes(tree: ast.AST) -> Iterator[ast.AST]:
     """Every node except those under ``if TYPE_CHECKING``."""
     for node in ast.iter_child_nodes(tree):
-        if isinstance(node, ast.If) and ast.unparse(node.test).rpartition(".")[2] == "TYPE_CHECKING":
-            for other in node.orelse:
-                yield other
-                yield from _run_time_nodes(other)
-            continue
-        yield node
-        yield from _run_time_nodes(node)
+        for kept in run_time_statements([node]) if isinstance(node, ast.stmt) else [node]:
+            yield kept
+            yield from _run_time_nodes(kept)
+
+
+@dataclass(frozen=True)
+class _LastingNames:
+    """What the names in one module stand for; see :class:`posttrain.core.syntax.Names`."""
+
+    sources: SourceTree
+    module: _Module
+
+    def binding(self, node: ast.Import | ast.ImportFrom, alias: ast.alias) -> tuple[str, ...]:
+        if isinstance(node, ast.Import):
+            # Without `as`, an import binds the first part of the name; two of one package stay apart.
+            return (self.sources.lasting(alias.name), "", alias.asname or "")
+        base = _absolute(self.module, node)
+        bound = alias.asname or alias.name
+        if self.sources.module(f"{base}.{alias.name}") is not None:
+            return (self.sources.lasting(f"{base}.{alias.name}"), "", bound)
+        homes = sorted(set(self.sources.lazy_homes(base, alias.name)))
+        home = homes[0] if len(homes) == 1 else base
+        return (self.sources.lasting(home), alias.name, bound)
+
+    def text(self, value: str) -> str:
+        """``value`` with every module that it names, also within a command, under its lasting name."""
+        return _MODULE_TEXT.sub(self._lasting_text, value) if self.sources.moved else value
+
+    def _lasting_text(self, found: re.Match[str]) -> str:
+        name = found[0]
+        return self.sources.lasting(name) if self.sources.module(name) is not None else name

@@ -19,6 +19,7 @@ from typing import Any, Literal, TypeAlias
 from posttrain.artifacts.home import Home, open_home, resolve
 from posttrain.artifacts.records import Artifact
 from posttrain.core.canonical import digest_file, digest_json
+from posttrain.core.device import device_class
 from posttrain.core.errors import (
     ConfigError,
     CorruptArtifactError,
@@ -26,7 +27,7 @@ from posttrain.core.errors import (
     UnknownReferenceError,
 )
 from posttrain.core.settings import Settings
-from posttrain.pipelines.codeversion import code_version
+from posttrain.pipelines.codeversion import SourceTree, code_closure
 from posttrain.pipelines.resolve import ArtifactInput, Lookup, ResolvedRecipe, ResolvedStage, Wire
 
 PlanStatus: TypeAlias = Literal["cached", "will run", "will resume", "unknown"]
@@ -54,17 +55,27 @@ class StageKeys:
     """
 
     def __init__(self, resolved: ResolvedRecipe) -> None:
-        self._fixed = {stage.name: self._fixed_part(stage) for stage in resolved.stages}
+        sources = SourceTree()
+        self._fixed = {stage.name: self._fixed_part(stage, sources) for stage in resolved.stages}
 
     def key(self, stage: ResolvedStage, inputs: Mapping[str, str]) -> str:
         """The key of ``stage`` with these input digests."""
         return digest_json({**self._fixed[stage.name], "inputs": dict(inputs)})
 
     @staticmethod
-    def _fixed_part(stage: ResolvedStage) -> dict[str, Any]:
-        fixed = {"kind": stage.spec.kind, "config": stage.config_json, "code": code_version(stage.spec)}
+    def _fixed_part(stage: ResolvedStage, sources: SourceTree) -> dict[str, Any]:
+        code = code_closure(stage.spec, sources)
+        fixed = {"kind": stage.spec.kind, "config": stage.config_json, "code": code.digest}
+        if "torch" in code.libraries:
+            fixed["device"] = _device_of(stage)
         files = external_files(stage)
         return {**fixed, "files": files} if files else fixed
+
+
+def _device_of(stage: ResolvedStage) -> str:
+    """The class of device that a stage computes on: the one that its configuration names, else this machine's."""
+    wanted = stage.config_json.get("device", "auto")
+    return "cpu" if wanted == "cpu" else device_class()
 
 
 def external_files(stage: ResolvedStage) -> dict[str, str]:
