@@ -448,7 +448,7 @@ def test_the_suite_stage_builds_the_standard_suite(bench: Bench) -> None:
     config = SuiteConfig.model_validate({"settings": {"decoding.temperature": 0.7}})
     first = run_suite(config, {}, bench.context(config, {})).outputs["suite"]
     assert first.meta["slices"] == dict.fromkeys(sorted(SOURCES), STANDARD_CASES)
-    assert set(config.external_files()) == {f"code/{name}" for name in frozen_code()}
+    assert config.outside_facts() == frozen_code()
     other = SuiteConfig()
     second = run_suite(other, {}, bench.context(other, {})).outputs["suite"]
     assert first.meta["identity"]["root"] != second.meta["identity"]["root"]

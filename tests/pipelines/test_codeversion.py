@@ -9,7 +9,8 @@ from pathlib import Path
 import pytest
 
 from posttrain.artifacts.stage import StageSpec
-from posttrain.pipelines.codeversion import SourceTree, code_closure, code_version
+from posttrain.core.sources import SourceTree
+from posttrain.pipelines.codeversion import code_closure, code_version
 from posttrain.pipelines.registry import STAGES
 
 _TREE = {

@@ -12,7 +12,8 @@ import grimp
 import pytest
 
 import posttrain
-from posttrain.pipelines.codeversion import SourceTree, code_closure, code_version
+from posttrain.core.sources import SourceTree
+from posttrain.pipelines.codeversion import code_closure, code_version
 from posttrain.pipelines.libraries import CANNOT_DECIDE, library_versions
 from posttrain.pipelines.registry import STAGES
 

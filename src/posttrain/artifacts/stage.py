@@ -31,8 +31,13 @@ class StageConfig(BaseModel):
     def external_files(self) -> Mapping[str, Path]:
         """Files or folders outside the store that decide the result, by the config key that names them.
 
-        Their digests enter the stage's key, so that a changed file is never answered from the store.
+        Their digests enter the stage's key in place of their paths: a changed file is never answered from the store,
+        and two equal files are one input.
         """
+        return {}
+
+    def outside_facts(self) -> Mapping[str, str]:
+        """Other things outside the configuration that decide the result, by name: each a digest or a version."""
         return {}
 
 

@@ -4,9 +4,10 @@ Here: stage keys, ``plan_recipe`` for ``--dry-run``, and finding artifacts for `
 running (``runner``). A home that does not exist stays so; what only a mirror has is fetched when it is asked
 for.
 
-A stage's key is the digest of its kind, its configuration with every default filled in, the digests of its
-inputs, the digest of its code, and the digests of the files outside the store that its configuration names
-(``StageConfig.external_files``).
+A stage's key is the digest of its kind, its configuration with every default filled in, the digests of its inputs, the
+digest of its code, the class of device where it computes with torch, and other facts that decide the result
+(``StageConfig.outside_facts``). A file outside the store counts by its bytes, not by its path
+(``StageConfig.external_files``). The number of threads is no part of it.
 """
 
 from __future__ import annotations
@@ -27,7 +28,8 @@ from posttrain.core.errors import (
     UnknownReferenceError,
 )
 from posttrain.core.settings import Settings
-from posttrain.pipelines.codeversion import SourceTree, code_closure
+from posttrain.core.sources import SourceTree
+from posttrain.pipelines.codeversion import code_closure
 from posttrain.pipelines.resolve import ArtifactInput, Lookup, ResolvedRecipe, ResolvedStage, Wire
 
 PlanStatus: TypeAlias = Literal["cached", "will run", "will resume", "unknown"]
@@ -65,11 +67,28 @@ class StageKeys:
     @staticmethod
     def _fixed_part(stage: ResolvedStage, sources: SourceTree) -> dict[str, Any]:
         code = code_closure(stage.spec, sources)
-        fixed = {"kind": stage.spec.kind, "config": stage.config_json, "code": code.digest}
+        files = external_files(stage)
+        fixed: dict[str, Any] = {
+            "kind": stage.spec.kind,
+            "config": _without_paths(stage.config_json, files),
+            "code": code.digest,
+        }
         if "torch" in code.libraries:
             fixed["device"] = _device_of(stage)
-        files = external_files(stage)
-        return {**fixed, "files": files} if files else fixed
+        if facts := stage.config.outside_facts():
+            fixed["facts"] = dict(facts)
+        return fixed
+
+
+def _without_paths(config: dict[str, Any], files: Mapping[str, str]) -> dict[str, Any]:
+    """The configuration with the digest of every outside file where its path stood."""
+    for key, digest in files.items():
+        *path, last = key.split(".")
+        owner: Any = config
+        for part in path:
+            owner = owner[int(part)] if isinstance(owner, list) else owner[part]
+        owner[int(last) if isinstance(owner, list) else last] = digest
+    return config
 
 
 def _device_of(stage: ResolvedStage) -> str:

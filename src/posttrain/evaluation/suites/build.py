@@ -45,11 +45,14 @@ class SuiteConfig(StageConfig):
     """Settings to change, by dotted name: ``decoding.temperature: 0.7``."""
 
     def external_files(self) -> Mapping[str, Path]:
-        """See :class:`StageConfig`. The code that a suite freezes counts, too: with other code it is another suite."""
-        from posttrain.evaluation.suites.frozen_code import code_files
+        """See :class:`StageConfig`."""
+        return {} if self.source in (STANDARD, PROMPTS) else {"source": Path(self.source)}
 
-        code = {f"code/{name}": path for name, path in code_files().items()}
-        return code if self.source in (STANDARD, PROMPTS) else {**code, "source": Path(self.source)}
+    def outside_facts(self) -> Mapping[str, str]:
+        """See :class:`StageConfig`. The code that a suite freezes: with other code it is another suite."""
+        from posttrain.evaluation.suites.frozen_code import frozen_code
+
+        return frozen_code()
 
 
 def run_suite(config: SuiteConfig, inputs: Mapping[str, Artifact], context: StageContext) -> StageResult:

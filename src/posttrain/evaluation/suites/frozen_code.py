@@ -1,6 +1,6 @@
 """Which code decides what comes of an answer: part of a suite's identity.
 
-Here: the list, the digests of its source files, and refusing a suite that was built with others. Not here: that code.
+Here: the list, the digests of its sources, and refusing a suite that was built with others. Not here: that code.
 Loads nothing of it: sources are read, not imported.
 """
 
@@ -8,8 +8,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from posttrain.core.canonical import digest_bytes
 from posttrain.core.errors import DataError
+from posttrain.core.sources import SourceModule, SourceTree
 from posttrain.environments.suites.suite import Suite
 
 _ROOT = Path(__file__).resolve().parents[2]
@@ -40,10 +40,17 @@ def code_files() -> dict[str, Path]:
 
 
 def frozen_code() -> dict[str, str]:
-    """The digest of each of them."""
-    return {
-        name: digest_bytes(path.read_bytes().replace(b"\r\n", b"\n")) for name, path in code_files().items()
-    }
+    """The digest of each of them, in normal form: a comment, a docstring or a type is no other grader."""
+    sources = SourceTree({"posttrain": _ROOT})
+    return {name: sources.digest(_module(sources, name)) for name in code_files()}
+
+
+def _module(sources: SourceTree, name: str) -> SourceModule:
+    dotted = name.removesuffix("/__init__.py").removesuffix(".py").replace("/", ".")
+    module = sources.module(f"posttrain.{dotted}")
+    if module is None:
+        raise FileNotFoundError(name)
+    return module
 
 
 def check_code(suite: Suite) -> None:
