@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from posttrain.artifacts.records import Artifact, FileEntry, Producer, parse_canonical
+from posttrain.artifacts.records import Artifact, FileEntry, Producer, Provenance, parse_canonical
 from posttrain.core.canonical import canonical_json, digest_bytes, digest_json
 
 # RFC 8785, appendix B: IEEE 754 double in hex, its JSON.
@@ -140,21 +140,41 @@ _FILES = st.builds(
     digest=_DIGESTS,
     size_bytes=st.integers(0, 2**40),
 )
+_PROVENANCES = st.builds(
+    Provenance,
+    inputs=st.dictionaries(_TEXT, _DIGESTS, max_size=3),
+    producer=st.none() | st.builds(Producer, stage=_TEXT, key=_DIGESTS, output=_TEXT),
+    facts=st.dictionaries(_TEXT, _VALUES, max_size=3),
+)
 _ARTIFACTS = st.builds(
     Artifact,
     kind=st.sampled_from(["model", "dataset", "report"]),
     files=st.lists(_FILES, max_size=3).map(tuple),
     meta=st.dictionaries(_TEXT, _VALUES, max_size=3),
-    inputs=st.dictionaries(_TEXT, _DIGESTS, max_size=3),
-    producer=st.none() | st.builds(Producer, stage=_TEXT, key=_DIGESTS, output=_TEXT),
+    about=st.dictionaries(_TEXT, _DIGESTS, max_size=3),
+    provenance=st.lists(_PROVENANCES, max_size=2).map(tuple),
+)
+_FIRST_ARTIFACTS = st.builds(
+    Artifact,
+    kind=st.sampled_from(["model", "dataset", "report"]),
+    files=st.lists(_FILES, max_size=3).map(tuple),
+    meta=st.dictionaries(_TEXT, _VALUES, max_size=3),
+    provenance=st.lists(
+        _PROVENANCES.map(lambda kept: Provenance(kept.inputs, kept.producer)), min_size=1, max_size=1
+    ).map(tuple),
+    schema=st.just(1),
 )
 
 
-@given(_ARTIFACTS)
+@given(_ARTIFACTS | _FIRST_ARTIFACTS)
 def test_a_manifest_reads_back(artifact: Artifact) -> None:
     raw = canonical_json(artifact.manifest())
-    again = Artifact.from_manifest(parse_canonical(raw))
+    beside = [
+        Provenance.from_document(parse_canonical(canonical_json(p.document()))) for p in artifact.beside
+    ]
+    again = Artifact.from_manifest(parse_canonical(raw), beside)
     assert again == artifact
+    assert again.provenance == artifact.provenance
     assert again.digest == artifact.digest == digest_bytes(raw)
 
 

@@ -16,7 +16,7 @@ import sqlalchemy as sa
 from posttrain.artifacts import tables
 from posttrain.artifacts.errors import ConflictError
 from posttrain.artifacts.migrations import load_migrations
-from posttrain.artifacts.records import Artifact, Producer, RunRecord, RunStageRecord
+from posttrain.artifacts.records import Artifact, Producer, Provenance, RunRecord, RunStageRecord
 from posttrain.artifacts.registry import Registry, new_run_id
 from posttrain.core.canonical import digest_bytes, digest_json
 from posttrain.core.clock import utc_now
@@ -28,7 +28,7 @@ def _digest(name: str) -> str:
 
 
 def _artifact(name: str, kind: str = "dataset", **inputs: str) -> Artifact:
-    return Artifact(kind, files=(), meta={"name": name}, inputs=inputs)
+    return Artifact(kind, files=(), meta={"name": name}, provenance=(Provenance(inputs),))
 
 
 def _run(run_id: str = "20261123-150405-ab12") -> RunRecord:
@@ -87,11 +87,26 @@ def test_the_index_keeps_the_manifest_exactly(registry_url: str) -> None:
         "report",
         files=(),
         meta={"text": "答案是 8 ≤ 9\n", "share": 0.1, "rows": 2**53 - 1},
-        producer=Producer("e", "k", "o"),
+        about={"model": _digest("m")},
+        provenance=(Provenance({}, Producer("e", "k", "o"), {"threads": 2}),),
     )
     registry.record(artifact)
     assert registry.artifacts() == [artifact]
     assert registry.artifacts()[0].digest == artifact.digest
+    assert registry.artifacts()[0].provenance == artifact.provenance
+
+
+def test_an_artifact_that_came_about_twice(registry_url: str) -> None:
+    registry = Registry.open(registry_url)
+    ways = [
+        Provenance({"base": _digest(name)}, Producer("sft", _digest("key " + name), "model")) for name in "ab"
+    ]
+    for way in ways:
+        registry.record(Artifact("model", files=(), provenance=(way,)))
+    (kept,) = registry.artifacts()
+    assert sorted(kept.provenance, key=str) == sorted(ways, key=str)
+    assert registry.ancestors(kept.digest) == sorted([_digest("a"), _digest("b")])
+    assert registry.children(_digest("a")) == registry.children(_digest("b")) == [kept.digest]
 
 
 def test_finished_stages(registry_url: str) -> None:

@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pytest
 
-from posttrain.artifacts.records import Artifact, Producer
+from posttrain.artifacts.records import Artifact, Producer, Provenance
 from posttrain.artifacts.store import ArtifactStore
 from posttrain.core.canonical import canonical_json, digest_bytes
 from posttrain.core.errors import (
@@ -85,7 +85,8 @@ def test_what_is_written_reads_back(tmp_path: Path) -> None:
     assert artifact.meta == {"rows": 1, "late": [1, 2]}
     assert store.has(artifact.digest)
     assert ArtifactStore(store.root).get(artifact.digest) == artifact
-    assert store.get(artifact.digest).producer == producer
+    (kept,) = store.get(artifact.digest).provenance
+    assert kept == Provenance({"base": digest_bytes(b"b")}, producer)
     assert list(store.digests()) == [artifact.digest]
     assert store.verify() == []
     assert _left_over(store) == []
@@ -373,8 +374,8 @@ def _plant(store: ArtifactStore, manifest: object) -> str:
 
 def test_manifest_of_a_later_version(tmp_path: Path) -> None:
     store = _store(tmp_path)
-    digest = _plant(store, {**_make(store).manifest(), "schema": 2, "new": True})
-    with pytest.raises(NewerStoreError, match="schema 2"):
+    digest = _plant(store, {**_make(store).manifest(), "schema": 3, "new": True})
+    with pytest.raises(NewerStoreError, match="schema 3"):
         store.get(digest)
     assert [problem.digest for problem in store.verify()] == [digest]
 
@@ -411,7 +412,8 @@ def test_golden_manifest_of_version_1(tmp_path: Path) -> None:
     assert [entry.path for entry in artifact.files] == ["config.json", "tokenizer/文字.json"]
     assert artifact.size_bytes == 28
     assert artifact.meta["parameters"] == 1_234_567
-    assert artifact.producer == Producer("grpo", "sha256:" + "ab" * 32, "model")
+    assert artifact.producers == (Producer("grpo", "sha256:" + "ab" * 32, "model"),)
+    assert sorted(artifact.inputs) == ["base", "prompts"]
 
 
 # -- opening ---------------------------------------------------------------------------------------
@@ -419,8 +421,8 @@ def test_golden_manifest_of_version_1(tmp_path: Path) -> None:
 
 def test_store_of_a_later_version(tmp_path: Path) -> None:
     store = _store(tmp_path)
-    (store.root / "store.json").write_text('{"format": 2}')
-    with pytest.raises(NewerStoreError, match="format 2") as caught:
+    (store.root / "store.json").write_text('{"format": 3}')
+    with pytest.raises(NewerStoreError, match="format 3") as caught:
         ArtifactStore(store.root)
     assert "upgrade" in str(caught.value.hint)
 
@@ -452,7 +454,7 @@ def test_creation_that_was_cut_off_goes_on(tmp_path: Path) -> None:
     (home / "tmp").mkdir()
     (home / "tmp" / "left.part").write_text("x")
     assert ArtifactStore(home).verify() == []
-    assert json.loads((home / "store.json").read_bytes()) == {"format": 1}
+    assert json.loads((home / "store.json").read_bytes()) == {"format": 2}
 
 
 def test_left_overs_go_after_a_day_unless_their_owner_lives(tmp_path: Path) -> None:

@@ -75,9 +75,8 @@ def collect_garbage(
         present, damaged = _read_manifests(store)
         young = {d for d in (*present, *damaged) if _modified(store.manifest_path(d)) > youngest}
         database = home.registry.database
-        tables = (t.artifacts, t.artifact_inputs, t.stages, t.stage_outputs)
         naming = (t.runs, t.run_stages, t.refs, t.releases)
-        with database.reading() if dry_run else database.writing(*tables, *naming) as connection:
+        with database.reading() if dry_run else database.writing(*t.INDEX, *naming) as connection:
             named = _read_named(connection)
             _refuse_lost_registry(home, connection)
             kept = _with_ancestors(_roots(named, present) | young, present)
@@ -92,7 +91,7 @@ def collect_garbage(
                 work = [path.rename(store.temporary / unique_name()) for path in work]
         files = {entry.digest for digest in kept & present.keys() for entry in present[digest].files}
         objects = [store.object_path(d) for d in store.objects() if is_digest(d) and d not in files]
-        folders = [*_dead_views(store, kept), *work, *store.stale_temporary()]
+        folders = [*_dead_views(store, kept), *_orphan_provenance(store), *work, *store.stale_temporary()]
         freed_bytes = sum(path.stat().st_size for path in objects)
         if not dry_run:
             for digest in sorted(dead):
@@ -111,13 +110,16 @@ def collect_garbage(
 
 
 def _read_manifests(store: ArtifactStore) -> tuple[dict[str, Artifact], set[str]]:
-    """Every artifact here by digest, and the digests whose manifests are damaged."""
+    """Every artifact here by digest, and the digests whose manifests or provenances are damaged."""
     present: dict[str, Artifact] = {}
     damaged: set[str] = set()
     for digest in filter(is_digest, store.digests()):
         try:
             present[digest] = store.read_manifest(digest)
         except CorruptArtifactError:
+            damaged.add(digest)
+            continue
+        if store.read_provenance(digest)[1]:
             damaged.add(digest)
     return present, damaged
 
@@ -154,13 +156,15 @@ def _refuse_lost_registry(home: Home, connection: sa.Connection) -> None:
 def _refuse_damaged(needed: Collection[str]) -> None:
     if needed:
         raise CorruptArtifactError(
-            f"artifact {short(min(needed))} is needed, its manifest damaged; nothing was removed",
+            f"artifact {short(min(needed))} is needed, its manifest or provenance damaged; nothing was removed",
             hint="run the recipe that makes it again, or remove the run, ref or release that names it",
         )
 
 
 def _roots(named: _Named, present: Mapping[str, Artifact]) -> set[str]:
-    made = {d for d, artifact in present.items() if artifact.producer and artifact.producer.key in named.keys}
+    made = {
+        d for d, artifact in present.items() if named.keys & {made_by.key for made_by in artifact.producers}
+    }
     return named.digests | made
 
 
@@ -173,7 +177,7 @@ def _with_ancestors(roots: set[str], present: Mapping[str, Artifact]) -> set[str
         if digest not in kept:
             kept.add(digest)
             if digest in present:
-                waiting.extend(present[digest].inputs.values())
+                waiting.extend(present[digest].parents)
     return kept
 
 
@@ -195,6 +199,14 @@ def _forget(connection: sa.Connection, dead: set[str], stages: set[str]) -> None
 def _dead_views(store: ArtifactStore, kept: set[str]) -> Iterator[Path]:
     for path in (store.root / "views").iterdir():
         if f"sha256:{path.name}" not in kept:
+            yield path
+
+
+def _orphan_provenance(store: ArtifactStore) -> Iterator[Path]:
+    """Provenances without a manifest: their writer was killed between the two."""
+    for path in (store.root / "provenance").glob("??/*"):
+        digest = f"sha256:{path.parent.name}{path.name}"
+        if not is_digest(digest) or not store.manifest_path(digest).exists():
             yield path
 
 

@@ -154,8 +154,7 @@ def reindex_home(home: Home, outputs_by_kind: Mapping[str, Collection[str]] | No
     found.sort(key=lambda artifact: home.store.manifest_path(artifact.digest).stat().st_mtime_ns)
     outputs: dict[tuple[str, str], dict[str, str]] = defaultdict(dict)
     for artifact in found:
-        if artifact.producer is not None:
-            made_by = artifact.producer
+        for made_by in artifact.producers:
             outputs[made_by.key, made_by.stage][made_by.output] = artifact.digest
     finished = {
         (key, kind): made
@@ -163,7 +162,7 @@ def reindex_home(home: Home, outputs_by_kind: Mapping[str, Collection[str]] | No
         if outputs_by_kind is not None and kind in outputs_by_kind and set(outputs_by_kind[kind]) == set(made)
     }
     database = home.registry.database
-    with database.writing(t.artifacts, t.artifact_inputs, t.stages, t.stage_outputs) as connection:
+    with database.writing(*t.INDEX) as connection:
         if home.settings.registry_url is None:  # a shared registry also indexes what other homes hold
             connection.execute(t.artifacts.delete())
         for artifact in found:

@@ -1,7 +1,7 @@
 """The second home of artifacts, at any fsspec URL: a folder, a bucket, another machine.
 
 Here: copying artifacts there and back. Not here: deleting there; a mirror only grows. The layout is the
-store's own (``objects/``, ``manifests/``), so a mirrored folder can be verified and copied by hand.
+store's own (``objects/``, ``provenance/``, ``manifests/``), so a mirrored folder can be verified and copied by hand.
 
 Covered: nothing is kept from a mirror that does not match its digest; a copy that was cut off is never seen
 as complete, since the manifest goes last. Not covered: rot of what is already there and of the right size,
@@ -14,8 +14,8 @@ import contextlib
 from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any
 
-from posttrain.artifacts.records import Artifact, FileEntry
-from posttrain.artifacts.store import ArtifactStore, parse_manifest
+from posttrain.artifacts.records import Artifact, FileEntry, Provenance
+from posttrain.artifacts.store import ArtifactStore, parse_manifest, parse_provenance
 from posttrain.artifacts.weights import refuse_pickle_content, refuse_pickle_names
 from posttrain.artifacts.writer import StagedFile
 from posttrain.core.atomic import is_storage_full, remove_tree, storage_errors, unique_name
@@ -81,6 +81,13 @@ class Mirror:
             with self._errors(artifact.digest):
                 for entry in artifact.files:
                     self._put(store.object_path(entry.digest), self._object(entry), entry.size_bytes)
+                for kept in artifact.beside:
+                    name, size_bytes = (
+                        kept.digest.removeprefix("sha256:"),
+                        len(canonical_json(kept.document())),
+                    )
+                    source = store.provenance_folder(artifact.digest) / f"{name}.json"
+                    self._put(source, f"{self._provenance(artifact.digest)}/{name}.json", size_bytes)
                 raw = canonical_json(artifact.manifest())
                 self._put(store.manifest_path(artifact.digest), self._manifest(artifact.digest), len(raw))
 
@@ -128,7 +135,18 @@ class Mirror:
     def _read_manifest(self, digest: str) -> Artifact:
         with self._errors(digest):
             raw: bytes = self._filesystem.cat_file(self._manifest(digest))
-        return parse_manifest(digest, raw)
+            return parse_manifest(digest, raw, list(self._read_provenance(digest)))
+
+    def _read_provenance(self, digest: str) -> Iterator[Provenance]:
+        folder = self._provenance(digest)
+        try:
+            names = [path.rpartition("/")[2] for path in self._filesystem.ls(folder, detail=False)]
+        except FileNotFoundError:
+            return
+        for name in sorted(name for name in names if name.endswith(".json")):
+            kept = parse_provenance(name.removesuffix(".json"), self._filesystem.cat_file(f"{folder}/{name}"))
+            if kept is not None:
+                yield kept
 
     def _put(self, source: Path, target: str, size_bytes: int) -> None:
         with contextlib.suppress(FileNotFoundError):
@@ -154,6 +172,10 @@ class Mirror:
     def _manifest(self, digest: str) -> str:
         name = digest.removeprefix("sha256:")
         return f"{self._root}/manifests/{name[:2]}/{name[2:]}.json"
+
+    def _provenance(self, digest: str) -> str:
+        name = digest.removeprefix("sha256:")
+        return f"{self._root}/provenance/{name[:2]}/{name[2:]}"
 
     @contextlib.contextmanager
     def _errors(self, digest: str) -> Iterator[None]:
@@ -182,14 +204,14 @@ def _lineage(start: Artifact, read: Callable[[str], Artifact], *, ancestors: boo
     """``start``, after everything it was made from where that is asked for; what ``read`` does not have is
     left out."""
     found = {start.digest: start}
-    waiting = list(start.inputs.values()) if ancestors else []
+    waiting = list(start.parents) if ancestors else []
     while waiting:
         digest = waiting.pop()
         if digest in found:
             continue
         with contextlib.suppress(MissingArtifactError):
             found[digest] = read(digest)
-            waiting.extend(found[digest].inputs.values())
+            waiting.extend(found[digest].parents)
     return list(found.values())[::-1]
 
 

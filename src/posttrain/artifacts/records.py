@@ -8,14 +8,18 @@ and a golden file.
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import PurePosixPath
 from typing import Any, Literal, TypeAlias
 
 from posttrain.core.canonical import digest_json, is_digest
 
-MANIFEST_SCHEMA = 1
+MANIFEST_SCHEMA = 2
+PROVENANCE_SCHEMA = 1
+STATEMENT_KINDS = frozenset({"decision", "release", "report"})
+"""Artifacts that say something about others: their inputs are part of the content, since a report of one model is
+never the report of another, even with the same figures."""
 _EXACT_INTEGER = 2**53 - 1
 
 
@@ -51,7 +55,7 @@ class FileEntry:
 
 @dataclass(frozen=True, slots=True)
 class Producer:
-    """Which stage made an artifact: enough to find it again, nothing that depends on when or where."""
+    """Which stage made an artifact."""
 
     stage: str
     """Stage kind, for example ``grpo``."""
@@ -62,11 +66,54 @@ class Producer:
 
 
 @dataclass(frozen=True, slots=True)
-class Artifact:
-    """An immutable set of files with what they are and what they came from; its identity is ``digest``.
+class Provenance:
+    """One way in which an artifact came about. It is kept beside the manifest and decides no digest of an artifact."""
 
-    Two artifacts with the same kind, files, meta, inputs and producer are the same artifact. Wall-clock time,
-    host names and paths never enter it.
+    inputs: Mapping[str, str] = field(default_factory=dict)
+    """Lineage: input name to artifact digest."""
+    producer: Producer | None = None
+    facts: Mapping[str, Any] = field(default_factory=dict)
+    """Small JSON facts of the making: threads, path of origin, a checkpoint of other code that was continued."""
+
+    @property
+    def digest(self) -> str:
+        """``sha256:`` of the canonical JSON document."""
+        return digest_json(self.document())
+
+    def document(self) -> dict[str, Any]:
+        """The JSON that is stored."""
+        return {
+            "schema": PROVENANCE_SCHEMA,
+            "inputs": dict(self.inputs),
+            "producer": _producer_document(self.producer),
+            "facts": dict(self.facts),
+        }
+
+    @classmethod
+    def from_document(cls, data: Mapping[str, Any]) -> Provenance:
+        """The inverse of :meth:`document`. Raises ValueError, KeyError or TypeError for data of another shape."""
+        if data["schema"] != PROVENANCE_SCHEMA:
+            raise ValueError(f"provenance schema {data['schema']} is not {PROVENANCE_SCHEMA}")
+        return cls(inputs=data["inputs"], producer=_read_producer(data["producer"]), facts=data["facts"])
+
+
+def _producer_document(producer: Producer | None) -> dict[str, str] | None:
+    if producer is None:
+        return None
+    return {"stage": producer.stage, "key": producer.key, "output": producer.output}
+
+
+def _read_producer(data: Mapping[str, str] | None) -> Producer | None:
+    return None if data is None else Producer(**data)
+
+
+@dataclass(frozen=True, slots=True)
+class Artifact:
+    """An immutable set of files and what they are; its identity is ``digest``.
+
+    Two artifacts with the same kind, files and meta are the same artifact, whoever made them. Wall-clock time, host
+    names and paths never enter it. An artifact of schema 1 keeps the digest that it has, which covers its first
+    provenance too.
     """
 
     kind: str
@@ -75,14 +122,40 @@ class Artifact:
     """Sorted by path."""
     meta: Mapping[str, Any] = field(default_factory=dict)
     """Small JSON facts (rows, parameters, card text…)."""
-    inputs: Mapping[str, str] = field(default_factory=dict)
-    """Lineage: input name to artifact digest."""
-    producer: Producer | None = None
+    about: Mapping[str, str] = field(default_factory=dict)
+    """Input name to artifact digest, of a statement (``STATEMENT_KINDS``): part of the content."""
+    provenance: tuple[Provenance, ...] = field(default=(), compare=False)
+    """Every way in which it is known to have come about; of schema 1 the first one stands in the manifest."""
+    schema: int = MANIFEST_SCHEMA
 
     @property
     def digest(self) -> str:
         """``sha256:`` of the canonical JSON manifest."""
         return digest_json(self.manifest())
+
+    @property
+    def inputs(self) -> dict[str, str]:
+        """Lineage: input name to artifact digest. Where two provenances differ, one of them; see :attr:`parents`."""
+        return {name: digest for kept in self.provenance for name, digest in kept.inputs.items()} | dict(
+            self.about
+        )
+
+    @property
+    def parents(self) -> set[str]:
+        """Digests of everything that it is known to have been made from directly."""
+        return {digest for kept in self.provenance for digest in kept.inputs.values()} | set(
+            self.about.values()
+        )
+
+    @property
+    def producers(self) -> tuple[Producer, ...]:
+        """The stages that are known to have made it."""
+        return tuple(kept.producer for kept in self.provenance if kept.producer is not None)
+
+    @property
+    def beside(self) -> tuple[Provenance, ...]:
+        """The provenances that are kept beside the manifest."""
+        return self.provenance if self.schema > 1 else self.provenance[1:]
 
     @property
     def size_bytes(self) -> int:
@@ -91,29 +164,36 @@ class Artifact:
 
     def manifest(self) -> dict[str, Any]:
         """The JSON that is hashed and stored."""
-        return {
-            "schema": MANIFEST_SCHEMA,
+        content = {
+            "schema": self.schema,
             "kind": self.kind,
             "files": [{"path": f.path, "digest": f.digest, "size_bytes": f.size_bytes} for f in self.files],
             "meta": dict(self.meta),
-            "inputs": dict(self.inputs),
-            "producer": None
-            if self.producer is None
-            else {"stage": self.producer.stage, "key": self.producer.key, "output": self.producer.output},
         }
+        if self.schema == 1:
+            first = self.provenance[0]
+            return {**content, "inputs": dict(first.inputs), "producer": _producer_document(first.producer)}
+        return {**content, "about": dict(self.about)} if self.about else content
 
     @classmethod
-    def from_manifest(cls, data: Mapping[str, Any]) -> Artifact:
-        """The inverse of :meth:`manifest`. Raises ValueError, KeyError or TypeError for what is not one."""
-        if data["schema"] != MANIFEST_SCHEMA:
-            raise ValueError(f"manifest schema {data['schema']} is not {MANIFEST_SCHEMA}")
-        producer = data["producer"]
+    def from_manifest(cls, data: Mapping[str, Any], provenance: Iterable[Provenance] = ()) -> Artifact:
+        """The inverse of :meth:`manifest`, of any schema so far, with the provenances beside it.
+
+        Raises ValueError, KeyError or TypeError for data of another shape.
+        """
+        schema = data["schema"]
+        if schema not in range(1, MANIFEST_SCHEMA + 1):
+            raise ValueError(f"manifest schema {schema} is not one of 1 to {MANIFEST_SCHEMA}")
+        beside = tuple(provenance)
+        if schema == 1:
+            beside = (Provenance(data["inputs"], _read_producer(data["producer"])), *beside)
         return cls(
             kind=data["kind"],
             files=tuple(FileEntry(**entry) for entry in data["files"]),
             meta=data["meta"],
-            inputs=data["inputs"],
-            producer=None if producer is None else Producer(**producer),
+            about=data.get("about", {}),
+            provenance=beside,
+            schema=schema,
         )
 
 

@@ -14,6 +14,7 @@ import dataclasses
 import json
 import re
 import secrets
+from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
@@ -28,6 +29,7 @@ from posttrain.artifacts.records import (
     Artifact,
     JournalEntry,
     Problem,
+    Provenance,
     Release,
     RunRecord,
     RunStageRecord,
@@ -38,6 +40,8 @@ from posttrain.core.canonical import canonical_json, is_digest, short
 from posttrain.core.clock import utc_now
 from posttrain.core.errors import UnknownReferenceError, UsageError
 
+_IN_MANIFEST = "manifest"
+"""The record of inputs that stand in the manifest itself."""
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._/@+-]{0,127}")
 
 
@@ -74,27 +78,33 @@ class Registry:
 
     def record(self, artifact: Artifact) -> None:
         """Put an artifact into the index; again changes nothing."""
-        with self.database.writing(t.artifacts) as connection:
+        with self.database.writing(t.artifacts, t.provenance, t.provenance_inputs) as connection:
             insert_artifact(connection, artifact)
 
     def artifacts(self, kind: str | None = None) -> list[Artifact]:
         """Indexed artifacts, of one kind or all, the most recently recorded last."""
-        query = sa.select(t.artifacts.c.manifest).order_by(t.artifacts.c.recorded_at, t.artifacts.c.digest)
+        columns = t.artifacts.c
+        query = sa.select(columns.digest, columns.manifest).order_by(columns.recorded_at, columns.digest)
         if kind is not None:
-            query = query.where(t.artifacts.c.kind == kind)
+            query = query.where(columns.kind == kind)
+        kept: dict[str, list[Provenance]] = defaultdict(list)
         with self.database.reading() as connection:
-            return [Artifact.from_manifest(parse_canonical(text)) for text in connection.scalars(query)]
+            rows = connection.execute(query).all()
+            for row in connection.execute(sa.select(t.provenance).order_by(t.provenance.c.record)):
+                kept[row.digest].append(Provenance.from_document(parse_canonical(row.document)))
+        return [Artifact.from_manifest(parse_canonical(row.manifest), kept[row.digest]) for row in rows]
 
     def children(self, digest: str) -> list[str]:
         """Digests of the indexed artifacts that were made directly from this one, sorted."""
-        query = sa.select(t.artifact_inputs.c.digest).where(t.artifact_inputs.c.input_digest == digest)
+        inputs = t.provenance_inputs.c
+        query = sa.select(inputs.digest).where(inputs.input_digest == digest)
         with self.database.reading() as connection:
-            return sorted(set(connection.scalars(query)))
+            return sorted(set(connection.scalars(query)) - {digest})
 
     def ancestors(self, digest: str) -> list[str]:
         """Digests of everything this one was made from, directly or not, sorted; also those no longer
         indexed."""
-        inputs = t.artifact_inputs
+        inputs = t.provenance_inputs
         lineage = (
             sa.select(inputs.c.input_digest.label("found"))
             .where(inputs.c.digest == digest)
@@ -104,7 +114,7 @@ class Registry:
             sa.select(inputs.c.input_digest).join(lineage, inputs.c.digest == lineage.c.found)
         )
         with self.database.reading() as connection:
-            return sorted(connection.scalars(sa.select(lineage.c.found)))
+            return sorted(set(connection.scalars(sa.select(lineage.c.found))) - {digest})
 
     # -- finished stages ---------------------------------------------------------------------------
 
@@ -343,23 +353,30 @@ class Registry:
 def insert_artifact(connection: sa.Connection, artifact: Artifact) -> None:
     """Index one artifact in an open write transaction; again changes nothing."""
     digest = artifact.digest
-    if connection.scalar(sa.select(t.artifacts.c.digest).where(t.artifacts.c.digest == digest)) is not None:
-        return
-    producer = artifact.producer
-    connection.execute(
-        t.artifacts.insert().values(
-            digest=digest,
-            kind=artifact.kind,
-            size_bytes=artifact.size_bytes,
-            manifest=canonical_json(artifact.manifest()).decode(),
-            producer_stage=producer.stage if producer else None,
-            producer_key=producer.key if producer else None,
-            producer_output=producer.output if producer else None,
-            recorded_at=utc_now(),
+    if connection.scalar(sa.select(t.artifacts.c.digest).where(t.artifacts.c.digest == digest)) is None:
+        connection.execute(
+            t.artifacts.insert().values(
+                digest=digest,
+                kind=artifact.kind,
+                size_bytes=artifact.size_bytes,
+                manifest=canonical_json(artifact.manifest()).decode(),
+                recorded_at=utc_now(),
+            )
         )
-    )
-    for name, source in artifact.inputs.items():
-        connection.execute(t.artifact_inputs.insert().values(digest=digest, name=name, input_digest=source))
+        stated = artifact.provenance[0].inputs if artifact.schema == 1 else artifact.about
+        _insert_inputs(connection, digest, _IN_MANIFEST, stated)
+    known = set(connection.scalars(sa.select(t.provenance.c.record).where(t.provenance.c.digest == digest)))
+    for kept in artifact.beside:
+        if (record := kept.digest) not in known:
+            document = canonical_json(kept.document()).decode()
+            connection.execute(t.provenance.insert().values(digest=digest, record=record, document=document))
+            _insert_inputs(connection, digest, record, kept.inputs)
+
+
+def _insert_inputs(connection: sa.Connection, digest: str, record: str, inputs: Mapping[str, str]) -> None:
+    for name, source in inputs.items():
+        values = {"digest": digest, "record": record, "name": name, "input_digest": source}
+        connection.execute(t.provenance_inputs.insert().values(**values))
 
 
 def insert_stage(connection: sa.Connection, key: str, kind: str, outputs: Mapping[str, str]) -> None:

@@ -107,10 +107,11 @@ class StageContext:
         self.events(Event(event, self.stage, data))
 
     def writer(self, kind: str, output: str, meta: Mapping[str, Any] | None = None) -> ArtifactWriter:
-        """A writer for the output called ``output``: lineage and producer are filled in."""
+        """A writer for the output called ``output``: lineage, producer and threads are filled in."""
         return self.store.writer(
             kind,
             meta=meta or {},
             inputs=self.input_digests,
             producer=Producer(stage=self.kind, key=self.key, output=output),
+            facts={"threads": self.threads},
         )

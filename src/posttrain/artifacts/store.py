@@ -4,8 +4,8 @@ Here: opening and checking a store, reading, publishing, verifying, and the lock
 garbage collector. Not here: staging a new artifact (``writer``), the second home (``mirror``), what may be
 deleted (``gc``), the index (``registry``).
 
-A file is written under ``tmp/``, synced, given its name in ``objects/`` and the folder synced; the manifest
-follows last in the same way. So a manifest that can be seen is complete, and a kill leaves at most files in
+A file is written under ``tmp/``, synced, given its name in ``objects/`` and the folder synced; its provenance and
+last the manifest follow in the same way. So a manifest that can be seen is complete, and a kill leaves at most files in
 ``tmp/`` and objects that no manifest names, which the garbage collector removes.
 
 Every object has the same fixed modification time. A file that was changed in place no longer has it and is
@@ -29,6 +29,7 @@ from posttrain.artifacts.records import (
     FileEntry,
     Problem,
     Producer,
+    Provenance,
     parse_canonical,
 )
 from posttrain.artifacts.writer import ArtifactWriter, StagedFile
@@ -59,11 +60,11 @@ if TYPE_CHECKING:
 
 __all__ = ["ArtifactStore", "ArtifactWriter"]
 
-STORE_FORMAT = 1
+STORE_FORMAT = 2
 _STALE_SECONDS = 24 * 3600
 _OBJECT_MTIME_NS = 946_684_800 * 10**9  # 2000-01-01: any later write to an object shows
 _OBJECT_MODE = 0o444
-_FOLDERS = ("objects", "manifests", "views", "tmp", "work", "runs")
+_FOLDERS = ("objects", "manifests", "provenance", "views", "tmp", "work", "runs")
 _REPAIR_HINT = "`posttrain verify` lists all damage; running the same recipe again makes the artifact anew"
 
 VerifyProgress: TypeAlias = Callable[[int, int], None]
@@ -110,6 +111,13 @@ class ArtifactStore:
             )
         for name in _FOLDERS:
             make_folder(self.root / name)
+        if store_format < STORE_FORMAT:  # an older posttrain must not clean up in what it cannot read
+            self._mark()
+
+    def _mark(self) -> None:
+        with storage_errors(self.root):
+            marker = canonical_json({"format": STORE_FORMAT}) + b"\n"
+            write_atomic(self.root / "store.json", marker, scratch=self.temporary)
 
     def _create(self) -> None:
         if self.root.exists() and not self.root.is_dir():
@@ -126,8 +134,7 @@ class ArtifactStore:
         try:
             for name in _FOLDERS:
                 make_folder(self.root / name)
-            marker = canonical_json({"format": STORE_FORMAT}) + b"\n"
-            write_atomic(self.root / "store.json", marker, scratch=self.temporary)
+            self._mark()
         except StoreError:
             raise
         except OSError as error:
@@ -175,6 +182,11 @@ class ArtifactStore:
         name = _hex(digest)
         return self.root / "manifests" / name[:2] / f"{name[2:]}.json"
 
+    def provenance_folder(self, digest: str) -> Path:
+        """Where the provenances of the artifact with this digest are kept, each under its own digest."""
+        name = _hex(digest)
+        return self.root / "provenance" / name[:2] / name[2:]
+
     def view_path(self, digest: str) -> Path:
         """Where the artifact's view is, once made."""
         return self.root / "views" / _hex(digest)
@@ -188,10 +200,13 @@ class ArtifactStore:
         meta: Mapping[str, Any] | None = None,
         inputs: Mapping[str, str] | None = None,
         producer: Producer | None = None,
+        facts: Mapping[str, Any] | None = None,
     ) -> ArtifactWriter:
         """A context manager that stages a new artifact; nothing is visible unless its ``commit()`` is
         reached."""
-        return ArtifactWriter(self, kind, meta=meta or {}, inputs=inputs or {}, producer=producer)
+        return ArtifactWriter(
+            self, kind, meta=meta or {}, inputs=inputs or {}, producer=producer, facts=facts or {}
+        )
 
     def publish(self, artifact: Artifact, staged: Sequence[StagedFile]) -> Artifact:
         """Keep an artifact whose new files are staged; for the writer and the mirror.
@@ -212,12 +227,32 @@ class ArtifactStore:
                 sync_folder(folder)
             for entry in artifact.files:
                 self.check_object(digest, entry)
+            for kept in artifact.beside:
+                self._keep_provenance(digest, kept)
             if manifest.exists() and manifest.read_bytes() == raw:
                 # Young again: the garbage collector leaves it to whoever is about to name it.
                 manifest.touch()
             else:
                 write_atomic(manifest, raw, scratch=self.temporary, mode=_OBJECT_MODE)
-        return Artifact.from_manifest(parse_canonical(raw))
+        return parse_manifest(digest, raw, self.read_provenance(digest)[0])
+
+    def _keep_provenance(self, digest: str, kept: Provenance) -> None:
+        target = self.provenance_folder(digest) / f"{_hex(kept.digest)}.json"
+        raw = canonical_json(kept.document())
+        if not target.exists() or target.read_bytes() != raw:
+            make_folder(target.parent)
+            write_atomic(target, raw, scratch=self.temporary, mode=_OBJECT_MODE)
+
+    def read_provenance(self, digest: str) -> tuple[list[Provenance], list[str]]:
+        """The provenances beside the manifest, and the names of those that are damaged."""
+        sound, damaged = [], []
+        for path in sorted(self.provenance_folder(digest).glob("*.json")):
+            kept = parse_provenance(path.stem, path.read_bytes())
+            if kept is None:
+                damaged.append(path.name)
+            else:
+                sound.append(kept)
+        return sound, damaged
 
     def _publish_object(self, staged: StagedFile) -> Path:
         target = self.object_path(staged.entry.digest)
@@ -255,7 +290,7 @@ class ArtifactStore:
                 f"artifact {short(digest)} is not in the store {self.root}",
                 hint="run the recipe that makes it, or set POSTTRAIN_MIRROR to a second home that has it",
             ) from None
-        return parse_manifest(digest, raw)
+        return parse_manifest(digest, raw, self.read_provenance(digest)[0])
 
     def has(self, digest: str) -> bool:
         """Whether the artifact is here, on this disk, with every file in place and unchanged since it was
@@ -351,12 +386,13 @@ class ArtifactStore:
         return verify_store(self, digest, progress)
 
     def remove(self, digest: str) -> None:
-        """Forget one artifact: its manifest and its view. For the garbage collector, which then removes its
+        """Forget one artifact: manifest, provenances and view. For the garbage collector, which then removes its
         objects."""
         path = self.manifest_path(digest)
         if path.exists():
             path.unlink()
             sync_folder(path.parent)
+        remove_tree(self.provenance_folder(digest))
         remove_tree(self.view_path(digest))
 
     # -- second home -------------------------------------------------------------------------------
@@ -381,7 +417,17 @@ class ArtifactStore:
         return self.mirror().fetch(self, digest, ancestors=ancestors)
 
 
-def parse_manifest(digest: str, raw: bytes) -> Artifact:
+def parse_provenance(name: str, raw: bytes) -> Provenance | None:
+    """The provenance that ``raw`` holds under the hex digest ``name``; None where it is damaged."""
+    if digest_bytes(raw) != f"sha256:{name}":
+        return None
+    try:
+        return Provenance.from_document(parse_canonical(raw))
+    except (ValueError, KeyError, TypeError):
+        return None
+
+
+def parse_manifest(digest: str, raw: bytes, provenance: Sequence[Provenance] = ()) -> Artifact:
     """The artifact that ``raw`` describes, hashed first. Raises CorruptArtifactError or NewerStoreError."""
     if digest_bytes(raw) != digest:
         raise _corrupt(digest, "manifest", "does not match its digest")
@@ -393,7 +439,7 @@ def parse_manifest(digest: str, raw: bytes) -> Artifact:
                 f"this posttrain knows up to {MANIFEST_SCHEMA}",
                 hint="upgrade posttrain",
             )
-        artifact = Artifact.from_manifest(data)
+        artifact = Artifact.from_manifest(data, provenance)
     except (ValueError, KeyError, TypeError) as error:
         raise _corrupt(digest, "manifest", f"is not a manifest: {error}") from error
     return artifact

@@ -20,15 +20,20 @@ artifacts = Table(
     Column("kind", Text, nullable=False),
     Column("size_bytes", BigInteger, nullable=False),
     Column("manifest", Text, nullable=False),
-    Column("producer_stage", Text),
-    Column("producer_key", Text),
-    Column("producer_output", Text),
     Column("recorded_at", Text, nullable=False),
 )
-artifact_inputs = Table(
-    "artifact_inputs",
+provenance = Table(
+    "provenance",
     metadata,
     Column("digest", Text, primary_key=True),
+    Column("record", Text, primary_key=True),
+    Column("document", Text, nullable=False),
+)
+provenance_inputs = Table(
+    "provenance_inputs",
+    metadata,
+    Column("digest", Text, primary_key=True),
+    Column("record", Text, primary_key=True),
     Column("name", Text, primary_key=True),
     Column("input_digest", Text, nullable=False),
 )
@@ -105,3 +110,6 @@ journal = Table(
     Column("previous", Text),
     Column("digest", Text, nullable=False),
 )
+
+INDEX = (artifacts, provenance, provenance_inputs, stages, stage_outputs)
+"""What can be built again from the manifests."""

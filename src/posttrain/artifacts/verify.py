@@ -71,6 +71,8 @@ def verify_store(
                 artifacts.append((name, store.read_manifest(name)))
             except (CorruptArtifactError, MissingArtifactError, NewerStoreError) as error:
                 problems.append(Problem(name, "manifest", error.message))
+            for damaged in store.read_provenance(name)[1]:
+                problems.append(Problem(name, f"provenance/{damaged}", "does not match its digest"))
         named = {entry.digest for _, artifact in artifacts for entry in artifact.files}
         everything = sorted(named | (set(store.objects()) if digest is None else set()))
         sizes: dict[str, int | str] = {}

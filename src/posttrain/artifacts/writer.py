@@ -16,7 +16,7 @@ from pathlib import Path, PurePosixPath
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
-from posttrain.artifacts.records import Artifact, FileEntry, Producer
+from posttrain.artifacts.records import STATEMENT_KINDS, Artifact, FileEntry, Producer, Provenance
 from posttrain.artifacts.weights import refuse_pickle_content, refuse_pickle_names
 from posttrain.core.atomic import (
     is_storage_full,
@@ -56,6 +56,7 @@ class ArtifactWriter:
         meta: Mapping[str, Any],
         inputs: Mapping[str, str],
         producer: Producer | None,
+        facts: Mapping[str, Any],
     ) -> None:
         self._store = store
         self._kind = kind
@@ -65,6 +66,8 @@ class ArtifactWriter:
         """Small JSON facts; may be extended until the commit."""
         self.inputs: dict[str, str] = dict(inputs)
         """Lineage, input name to artifact digest; may be extended until the commit."""
+        self.facts: dict[str, Any] = dict(facts)
+        """Facts of the making, kept in the provenance; may be extended until the commit."""
         self.directory: Path = store.temporary / unique_name()
         """The staging folder: every regular file in it becomes a file of the artifact."""
         with storage_errors(store.root):
@@ -139,12 +142,14 @@ class ArtifactWriter:
                     StagedFile(source, _staged_entry(self._kind, source, name))
                     for name, source in sorted(self._staged_paths().items())
                 ]
+            stated = self._kind in STATEMENT_KINDS
+            made = Provenance({} if stated else self.inputs, self._producer, self.facts)
             artifact = Artifact(
                 kind=self._kind,
                 files=tuple(file.entry for file in staged),
                 meta=self.meta,
-                inputs=self.inputs,
-                producer=self._producer,
+                about=self.inputs if stated else {},
+                provenance=(made,) if made != Provenance() else (),
             )
             return self._store.publish(artifact, staged)
         finally:

@@ -75,9 +75,13 @@ def _artifact(found: dict[str, Any]) -> None:
     if not found["complete"]:
         click.echo("  files are missing or damaged: `posttrain verify` says which")
     _facts(found, ("view", "refs"))
-    if found["producer"]:
-        maker = found["producer"]
-        click.echo(f"made by  {maker['stage']}  output {maker['output']}  key {_short(maker['key'])}")
+    for kept in found["provenance"]:
+        if maker := kept["producer"]:
+            click.echo(f"made by  {maker['stage']}  output {maker['output']}  key {_short(maker['key'])}")
+        for name, value in kept["facts"].items():
+            click.echo(
+                f"  {name}: {value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)}"
+            )
     _mapping("inputs", found["inputs"])
     if found["children"]:
         click.echo("used by  " + "  ".join(_short(digest) for digest in found["children"]))

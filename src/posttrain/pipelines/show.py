@@ -106,7 +106,7 @@ def describe_artifact(home: Home, artifact: Artifact) -> dict[str, Any]:
         "files": [dataclasses.asdict(entry) for entry in artifact.files],
         "meta": dict(artifact.meta),
         "inputs": dict(artifact.inputs),
-        "producer": dataclasses.asdict(artifact.producer) if artifact.producer else None,
+        "provenance": [kept.document() for kept in artifact.provenance],
         "ancestors": home.registry.ancestors(artifact.digest),
         "children": home.registry.children(artifact.digest),
         "refs": [name for name, digest in home.registry.refs().items() if digest == artifact.digest],

@@ -301,7 +301,7 @@ class _Maker:
             return  # judged from a report of elsewhere, which names no artifact
         mine = {base.digest} if isinstance(base, ArtifactPiece) else set()
         if isinstance(base, ArtifactPiece) and base.kind == "gguf":
-            mine |= {self.home.store.get(base.digest).inputs.get("model", "")}
+            mine |= {kept.inputs.get("model", "") for kept in self.home.store.get(base.digest).provenance}
         if judged not in mine:
             raise ReleaseError(
                 f"decision: it was made for model {short(judged)}, and this release's base is another",

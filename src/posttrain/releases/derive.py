@@ -44,7 +44,7 @@ _REWARD_MODEL_STAGE = "reward_model"
 def ancestors(home: Home, artifact: Artifact) -> list[Artifact]:
     """Everything ``artifact`` was made from as far as it is here, sorted by digest."""
     found: dict[str, Artifact] = {}
-    waiting = list(artifact.inputs.values())
+    waiting = list(artifact.parents)
     while waiting:
         digest = waiting.pop()
         if digest in found:
@@ -53,8 +53,8 @@ def ancestors(home: Home, artifact: Artifact) -> list[Artifact]:
             found[digest] = home.store.get(digest)
         except (MissingArtifactError, CorruptArtifactError):
             continue
-        waiting.extend(found[digest].inputs.values())
-    return [found[digest] for digest in sorted(found)]
+        waiting.extend(found[digest].parents)
+    return [found[digest] for digest in sorted(found) if digest != artifact.digest]
 
 
 def run_of(home: Home, reference: str, digest: str) -> RunRecord | None:
@@ -125,9 +125,7 @@ def reward_models(home: Home, run: RunRecord | None, lineage: list[Artifact]) ->
     learned = [
         found
         for found in lineage
-        if found.kind == "model"
-        and found.producer is not None
-        and found.producer.stage == _REWARD_MODEL_STAGE
+        if found.kind == "model" and any(made_by.stage == _REWARD_MODEL_STAGE for made_by in found.producers)
     ]
     return _named(home, run, learned)
 
@@ -181,8 +179,9 @@ def _named(home: Home, run: RunRecord | None, found: list[Artifact]) -> dict[str
     in_run = {digest: f"{stage.name}.{name}" for stage in stages for name, digest in stage.outputs.items()}
     named: dict[str, ArtifactPiece] = {}
     for artifact in found:
-        made_by = artifact.producer
-        other = f"{made_by.stage}.{made_by.output}" if made_by else artifact.kind
+        other = artifact.kind
+        if artifact.producers:
+            other = f"{artifact.producers[0].stage}.{artifact.producers[0].output}"
         name = in_run.get(artifact.digest, other)
         if name in named:
             name = f"{name}@{short(artifact.digest)}"

@@ -93,7 +93,8 @@ def run_import_model(
     model.generation_config.pad_token_id = tokenizer.pad_token_id
     model.generation_config.eos_token_id = tokenizer.eos_token_id
     parameters = sum(p.numel() for p in model.parameters())
-    with context.writer("model", "model", meta={"parameters": parameters, "origin": origin}) as writer:
+    with context.writer("model", "model", meta={"parameters": parameters}) as writer:
+        writer.facts["origin"] = origin
         save_model(model, tokenizer, writer.directory)
         load_tokenizer(writer.directory)
         artifact = writer.commit()
@@ -102,7 +103,7 @@ def run_import_model(
 
 
 def _load(config: ImportModelConfig) -> tuple[Any, Any, dict[str, str]]:
-    """Model, tokenizer, and where they came from (no local path: it would change the identity)."""
+    """Model, tokenizer, and where they came from."""
     source = config.source
     if isinstance(source, FolderSource):
         from posttrain.engines.model_folder import load_model, load_tokenizer
