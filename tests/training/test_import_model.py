@@ -39,7 +39,8 @@ def test_a_folder_comes_in_as_it_is(shared_bench: Bench, tiny_base: dict[str, Ar
     assert before.keys() == after.keys()
     assert all(torch.equal(before[name], after[name]) for name in before)
     assert not prefills_think(load_tokenizer(shared_bench.store.view(model)), ROW.messages())
-    assert not {"path", "folder"} & model.meta["origin"].keys()
+    assert "origin" not in model.meta
+    assert model.provenance[0].facts["origin"] == {"kind": "folder"}
 
 
 def test_the_generation_prompt_can_open_the_think_block(
